@@ -1,0 +1,55 @@
+//! Named places where a test can kill the process, to prove that a crash there loses nothing.
+//!
+//! Nothing is armed unless [`arm`] was called (the binary does so from `ALLUVIUM_CRASH_AT`); an
+//! unarmed [`hit`] costs one atomic load.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+struct Armed {
+    name: String,
+    hits_left: AtomicU64,
+}
+
+static ARMED: OnceLock<Armed> = OnceLock::new();
+
+/// Every failpoint there is, in the order a row meets them. A test arms each in turn.
+pub static NAMES: &[&str] = &[
+    "copy.slot_created",
+    "copy.before_stage",
+    "copy.before_commit",
+    "copy.after_commit",
+    "copy.before_finish",
+    "land.before_stage",
+    "land.before_commit",
+    "land.after_commit",
+    "merge.before_stage",
+    "merge.after_stage",
+    "merge.before_commit",
+    "merge.after_commit",
+    "commit.data_written",
+    "commit.data_synced",
+    "commit.log_written",
+    "commit.log_linked",
+    "checkpoint.before_write",
+    "checkpoint.after_write",
+    "acknowledge.before_send",
+    "acknowledge.after_send",
+];
+
+/// Kills the process at the `hits`-th [`hit`] of `name` (from 1). Once per process; later calls
+/// change nothing.
+pub fn arm(name: &str, hits: u64) {
+    let _ = ARMED.set(Armed { name: name.to_owned(), hits_left: AtomicU64::new(hits.max(1)) });
+}
+
+/// A place where the process may be killed.
+#[inline]
+pub fn hit(name: &str) {
+    if let Some(armed) = ARMED.get() {
+        debug_assert!(NAMES.contains(&name), "failpoint {name} is not listed");
+        if armed.name == name && armed.hits_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            std::process::abort();
+        }
+    }
+}
