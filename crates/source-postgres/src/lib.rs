@@ -1,1 +1,4 @@
 //! source-postgres
+
+pub mod connect;
+pub mod replication;

@@ -1,0 +1,265 @@
+//! A session in replication mode: creates slots, streams changes, reports progress.
+//!
+//! Stands between the server and the pgoutput decoder, which gets [`Frame`]s. Written on
+//! `postgres-protocol` because `tokio-postgres` cannot speak this mode. Reading is in bulk
+//! ([`ReplicationConnection::fill`]) and apart from cutting ([`ReplicationConnection::next_frame`]),
+//! so a caller decodes all that has arrived before it waits again.
+
+mod frame;
+mod wire;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use alluvium_change::{Code, Error, Lsn, Result, code};
+use postgres_protocol::message::frontend;
+
+pub use frame::Frame;
+
+use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
+use frame::{parse_frame, protocol, put_status, take_message};
+use wire::{Cell, Wire};
+
+/// How long an orderly end may take before the connection is just dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which server answers, and where its log stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Made by `initdb`, shared by all standbys of a cluster.
+    pub system_identifier: String,
+    pub timeline: u32,
+    pub flush_lsn: Lsn,
+    pub database: String,
+}
+
+/// How long a slot lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotKind {
+    /// Dropped with the connection.
+    pub temporary: bool,
+}
+
+/// A slot just made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Transactions that commit at or after it are streamed, those before are in the snapshot.
+    pub consistent_point: Lsn,
+    /// For `SET TRANSACTION SNAPSHOT`; gone with this connection's next command.
+    pub snapshot_name: String,
+}
+
+/// A session with `replication=database`.
+#[derive(Debug)]
+pub struct ReplicationConnection {
+    wire: Wire,
+    slot: String,
+}
+
+impl ReplicationConnection {
+    /// Opens the session with the same settings as an ordinary one.
+    ///
+    /// # Errors
+    /// As [`connect::connect`]; `PG_SLOTS_FULL` when all walsenders are taken, `PG_RIGHTS` without
+    /// the REPLICATION attribute.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self> {
+        let wire = connect::open(options, async |transport| {
+            Wire::start(options, transport)
+                .await
+                .map_err(|error| connect::start_error(error, options))
+        })
+        .await?;
+        let mut connection = Self { wire, slot: String::new() };
+        connection.wire.query(NEWER_TIMEOUTS_SQL, "setting up the session").await?;
+        Ok(connection)
+    }
+
+    /// `IDENTIFY_SYSTEM`.
+    ///
+    /// # Errors
+    /// `PG_CONNECTION_LOST`, or `PG_PROTOCOL` for an answer of another shape.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
+        let rows = self.wire.query("IDENTIFY_SYSTEM", "identifying the server").await?;
+        let row = first_row(rows)?;
+        let [Some(system_identifier), Some(timeline), Some(lsn), database, ..] = row.as_slice()
+        else {
+            return Err(protocol("no identity".to_owned()));
+        };
+        Ok(SystemIdentity {
+            system_identifier: system_identifier.clone(),
+            timeline: timeline.parse().map_err(|_| protocol("an odd timeline".to_owned()))?,
+            flush_lsn: lsn.parse().map_err(|_| protocol("an odd LSN".to_owned()))?,
+            database: database.clone().unwrap_or_default(),
+        })
+    }
+
+    /// Creates a logical slot for pgoutput and exports the snapshot that belongs to its start.
+    ///
+    /// Waits until transactions in progress have ended. The snapshot lives until the next command
+    /// on this connection.
+    ///
+    /// # Errors
+    /// `PG_SLOTS_FULL`, `PG_WAL_LEVEL`, `PG_RIGHTS`; `PG_QUERY` (42710) when it exists already.
+    pub async fn create_slot(&mut self, name: &str, kind: SlotKind) -> Result<CreatedSlot> {
+        // The form before PostgreSQL 15, which all later versions accept too.
+        let temporary = if kind.temporary { " TEMPORARY" } else { "" };
+        let command = format!(
+            "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT",
+            quote_identifier(name)
+        );
+        let rows = self.wire.query(&command, &format!("creating slot \"{name}\"")).await?;
+        let row = first_row(rows)?;
+        let [_, Some(lsn), Some(snapshot_name), ..] = row.as_slice() else {
+            return Err(protocol("no slot".to_owned()));
+        };
+        Ok(CreatedSlot {
+            consistent_point: lsn.parse().map_err(|_| protocol("an odd LSN".to_owned()))?,
+            snapshot_name: snapshot_name.clone(),
+        })
+    }
+
+    /// Starts the stream of `slot` after `start`; the server goes on from the slot's confirmed
+    /// position where that is later.
+    ///
+    /// # Errors
+    /// `PG_SLOT_ACTIVE`, `PG_SLOT_LOST`, `PG_WAL_LEVEL`, `PG_RIGHTS`.
+    pub async fn start(&mut self, slot: &str, start: Lsn, publications: &[String]) -> Result<()> {
+        slot.clone_into(&mut self.slot);
+        let names: Vec<String> = publications.iter().map(|name| quote_identifier(name)).collect();
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL {start} \
+             (\"proto_version\" '1', \"publication_names\" {})",
+            quote_identifier(slot),
+            quote_literal(&names.join(",")),
+        );
+        let doing = format!("starting the stream of slot \"{slot}\"");
+        self.wire.enter_stream(&command, &doing).await.map_err(|error| stream_error(error, slot))
+    }
+
+    /// Waits for bytes and reads as many as are there, up to the buffer's size. Safe to cancel.
+    ///
+    /// # Errors
+    /// `PG_CONNECTION_LOST`.
+    pub async fn fill(&mut self) -> Result<usize> {
+        self.wire.read("streaming").await
+    }
+
+    /// The next frame of what was read; `None` when the rest is not whole yet.
+    ///
+    /// # Errors
+    /// The server's own error, as of [`Self::start`]; `PG_CONNECTION_LOST` at the stream's end;
+    /// `PG_PROTOCOL`.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+        while let Some(message) = take_message(&mut self.wire.received)? {
+            match message.tag {
+                b'd' => return parse_frame(message.body).map(Some),
+                b'S' | b'N' => {}
+                b'E' => {
+                    let error = ServerError::from_fields(&message.body).into_error("streaming");
+                    return Err(stream_error(error, &self.slot));
+                }
+                // The server shuts down, or ended the stream for another reason.
+                b'c' | b'C' | b'Z' => {
+                    return Err(Error::new(
+                        &code::PG_CONNECTION_LOST,
+                        "the server ended the stream",
+                    ));
+                }
+                tag => {
+                    return Err(protocol(format!("a message \"{}\" in a stream", char::from(tag))));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells the server what is durable here (`flushed`: it may forget the WAL before) and what
+    /// was received. Safe to cancel: a status is never sent in part.
+    ///
+    /// # Errors
+    /// `PG_CONNECTION_LOST`.
+    pub async fn send_status(
+        &mut self,
+        flushed: Lsn,
+        received: Lsn,
+        reply_requested: bool,
+    ) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_micros = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+        put_status(self.wire.outgoing(), received, flushed, now_micros, reply_requested);
+        self.wire.flush().await
+    }
+
+    /// Ends the stream in order: the server releases the slot before this returns.
+    ///
+    /// # Errors
+    /// `PG_CONNECTION_LOST`; the connection is closed in any case.
+    pub async fn close(mut self) -> Result<()> {
+        let orderly = async {
+            if !self.slot.is_empty() {
+                frontend::copy_done(self.wire.outgoing());
+                self.wire.flush().await?;
+                while self.take_until_ready()? {
+                    self.wire.read("closing the stream").await?;
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(CLOSE_TIMEOUT, orderly).await {
+            Ok(Ok(())) => self.wire.shutdown().await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::new(
+                &code::PG_CONNECTION_LOST,
+                "the server did not end the stream in time",
+            )),
+        }
+    }
+
+    /// Drops what still comes; false when the server is ready for a command.
+    fn take_until_ready(&mut self) -> Result<bool> {
+        while let Some(message) = take_message(&mut self.wire.received)? {
+            match message.tag {
+                b'Z' => return Ok(false),
+                b'E' => return Err(ServerError::from_fields(&message.body).into_error("closing")),
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn first_row(rows: Vec<Vec<Cell>>) -> Result<Vec<Cell>> {
+    rows.into_iter().next().ok_or_else(|| protocol("an empty answer".to_owned()))
+}
+
+/// Gives an error of `START_REPLICATION` and of the stream the meaning it has for the slot.
+fn stream_error(error: Error, slot: &str) -> Error {
+    let Some(server) = server_error(&error) else { return error };
+    // What another cause than the slot has was told apart by the server's routine already.
+    if !error.is(&code::PG_QUERY) && !error.is(&code::PG_SLOT_ACTIVE) {
+        return error;
+    }
+    let (code, message): (&'static Code, String) = match server.sqlstate.as_str() {
+        // The message names the process that holds it.
+        "55006" => (&code::PG_SLOT_ACTIVE, server.message.clone()),
+        "42704" => (&code::PG_SLOT_LOST, format!("slot \"{slot}\" does not exist")),
+        "55000" | "58P01" => (
+            &code::PG_SLOT_LOST,
+            format!("slot \"{slot}\" can no longer be read: {}", server.message),
+        ),
+        _ => return error,
+    };
+    let mut mapped = Error::new(code, message);
+    if let Some(detail) = &server.detail {
+        mapped = mapped.with_detail(detail.clone());
+    }
+    mapped.with_source(error)
+}
+
+/// An identifier of a replication command.
+fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
