@@ -1,0 +1,76 @@
+//! Does the lake equal the database? Asked of `tools/check/compare.py`, which shares no code with
+//! the engine and reads the lake through DuckDB and delta-rs.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::tools::{check_script, output_of};
+
+/// The comparer's verdict.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Both readers see exactly the source's rows in all tables, with the types of the map.
+    pub equal: bool,
+    /// Everything the comparer says, as its README describes it.
+    pub json: Value,
+}
+
+impl Report {
+    /// Fails with what differs, unless all is equal.
+    pub fn expect_equal(&self) -> Result<()> {
+        if !self.equal {
+            bail!("the lake differs from the source\n{self}");
+        }
+        Ok(())
+    }
+
+    /// The report of one table, by `schema.table`.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Option<&Value> {
+        self.tables().iter().find(|table| table["table"] == name)
+    }
+
+    /// How many tables were compared.
+    #[must_use]
+    pub fn num_tables(&self) -> usize {
+        self.tables().len()
+    }
+
+    fn tables(&self) -> &[Value] {
+        self.json["tables"].as_array().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl fmt::Display for Report {
+    /// The tables that are not equal, whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for table in self.tables().iter().filter(|table| table["status"] != "equal") {
+            writeln!(f, "{table:#}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares the tables of the database `pg_url` with `<lake_dir>/silver`. `extra_args` are those of
+/// `compare.py` (`--tables`, `--special strict`, ...).
+///
+/// A difference is a [`Report`]; an error is what kept the comparer from comparing.
+pub fn compare(pg_url: &str, lake_dir: &Path, extra_args: &[&str]) -> Result<Report> {
+    let mut command = check_script("compare.py");
+    command.args(["--output", "json", "--pg", pg_url, "--lake"]);
+    command.arg(lake_dir).args(extra_args);
+    let output = output_of(&mut command)?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let equal = match output.status.code() {
+        Some(0) => true,
+        Some(1) => false,
+        _ => bail!("compare.py ended with {}\n{stdout}{stderr}", output.status),
+    };
+    let json = serde_json::from_str(&stdout)
+        .with_context(|| format!("compare.py did not print a report\n{stdout}{stderr}"))?;
+    Ok(Report { equal, json })
+}
