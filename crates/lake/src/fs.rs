@@ -1,0 +1,126 @@
+//! The file system as a database needs it: what is reported written survives a power cut.
+//!
+//! Stands below `log` and `write`. Invariant: a function that returns `Ok` with `fsync` on has
+//! made its effect durable, directory entry included.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use alluvium_change::{Error, Result, code};
+
+/// What an I/O error on `path` means to a user.
+pub(crate) fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
+    let code = match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => &code::LAKE_FULL,
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => &code::LAKE_READ_ONLY,
+        _ => &code::LAKE_IO,
+    };
+    Error::new(code, format!("could not {action} \"{}\"", path.display()))
+        .with_detail(error.to_string())
+        .with_source(error)
+}
+
+/// A file of the lake that should be there and whole, and is not.
+pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Error {
+    Error::new(
+        &code::LAKE_CORRUPT,
+        format!("the lake's file \"{}\" is missing or damaged", path.display()),
+    )
+    .with_detail(detail)
+}
+
+/// Makes entries of the directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| io_error("sync the directory", dir, e))
+}
+
+/// Creates a directory and its parents.
+pub(crate) fn create_dir(dir: &Path, fsync: bool) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(|e| io_error("create the directory", dir, e))?;
+    if fsync && let Some(parent) = dir.parent() {
+        sync_dir(parent)?;
+    }
+    Ok(())
+}
+
+/// Writes a new file. The caller syncs the directory.
+pub(crate) fn write_new(path: &Path, bytes: &[u8], fsync: bool) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        if fsync {
+            file.sync_data()?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| {
+        // A half-written file is of no use to anyone.
+        let _ = fs::remove_file(path);
+        io_error("write", path, e)
+    })
+}
+
+/// How [`link_new`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    Made,
+    /// The name is taken by another file.
+    Taken,
+}
+
+/// Gives `from` the name `to`, unless that is taken, and removes the name `from`: put-if-absent.
+pub(crate) fn link_new(from: &Path, to: &Path) -> Result<Link> {
+    let linked = fs::hard_link(from, to);
+    let outcome = match linked {
+        Ok(()) => Ok(Link::Made),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            // A retried link (NFS) finds its own earlier success.
+            if same_file(from, to) { Ok(Link::Made) } else { Ok(Link::Taken) }
+        }
+        Err(e) => Err(io_error("link", to, e)),
+    };
+    let _ = fs::remove_file(from);
+    outcome
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_taken_name_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second, name) =
+            (dir.path().join("1"), dir.path().join("2"), dir.path().join("name"));
+        write_new(&first, b"first", true).unwrap();
+        write_new(&second, b"second", true).unwrap();
+        assert_eq!(link_new(&first, &name).unwrap(), Link::Made);
+        assert_eq!(link_new(&second, &name).unwrap(), Link::Taken);
+        assert_eq!(fs::read(&name).unwrap(), b"first");
+        assert!(!first.exists() && !second.exists());
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let full = io_error("write", Path::new("x"), io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(full.is(&code::LAKE_FULL));
+        let read_only =
+            io_error("write", Path::new("x"), io::Error::from_raw_os_error(libc::EROFS));
+        assert!(read_only.is(&code::LAKE_READ_ONLY));
+    }
+}

@@ -1,0 +1,67 @@
+//! Delta checkpoints: written off the hot path, adopted by the table's owner afterwards.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alluvium_change::{Result, failpoint};
+use delta_kernel::snapshot::{Snapshot, SnapshotRef};
+
+use super::engine::{Engine, kernel_error};
+use super::table::DeltaTable;
+
+/// Writes a Delta checkpoint of one version; runs on any thread beside the table's owner.
+pub struct CheckpointJob {
+    dir: PathBuf,
+    engine: Arc<Engine>,
+    snapshot: SnapshotRef,
+}
+
+/// A checkpoint that was written.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckpointDone {
+    /// The version it holds.
+    pub version: u64,
+}
+
+impl CheckpointJob {
+    /// Writes the checkpoint (classic, V1) and the version's `.crc`.
+    ///
+    /// # Errors
+    /// When it cannot be written: nothing is lost, the log only stays longer.
+    pub fn run(self) -> Result<CheckpointDone> {
+        let failed = |e| kernel_error("write a checkpoint of", &self.dir, e);
+        failpoint::hit("checkpoint.before_write");
+        let version = self.snapshot.version();
+        let engine = self.engine.as_ref();
+        self.snapshot.checkpoint(engine, None).map_err(failed)?;
+        // The checksum only makes opening quicker; a table without one is complete.
+        if let Err(error) = self.snapshot.write_checksum(engine) {
+            tracing::debug!(%error, version, "no checksum written");
+        }
+        failpoint::hit("checkpoint.after_write");
+        Ok(CheckpointDone { version })
+    }
+}
+
+impl DeltaTable {
+    /// A job that checkpoints the current version.
+    pub(crate) fn checkpoint_job(&self) -> CheckpointJob {
+        CheckpointJob {
+            dir: self.dir.clone(),
+            engine: Arc::clone(&self.engine),
+            snapshot: Arc::clone(&self.snapshot),
+        }
+    }
+
+    /// Lets the owner's snapshot start from the checkpoint, so that it stays short.
+    pub(crate) fn adopt_checkpoint(&mut self, done: CheckpointDone) -> Result<()> {
+        let version = self.version();
+        let snapshot = Snapshot::builder_from(Arc::clone(&self.snapshot))
+            .at_version(version)
+            .build(self.engine.as_ref())
+            .map_err(|e| kernel_error("adopt the checkpoint of", &self.dir, e))?;
+        self.snapshot = snapshot;
+        self.commits_since_checkpoint = version.saturating_sub(done.version);
+        Ok(())
+    }
+}

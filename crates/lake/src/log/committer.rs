@@ -1,0 +1,163 @@
+//! How a commit becomes durable: temporary file, sync, link under the version's name, sync.
+//!
+//! Called by the kernel inside `Transaction::commit`. Beside writing, it completes the actions the
+//! kernel makes: statistics of added files are ours (see `write::stats`), an added file may come
+//! with deleted rows, and removed files lose the statistics nobody reads.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use alluvium_change::{Error, Result, failpoint};
+use delta_kernel::committer::{CommitMetadata, CommitResponse, Committer, PublishMetadata};
+use delta_kernel::engine_data::FilteredEngineData;
+use delta_kernel::{Engine, FileMeta, KernelError, KernelResult, KernelResultIterator};
+use serde_json::Value;
+
+use crate::fs::{self as durable, Link};
+
+/// What the log says of an added file beyond what the kernel knows.
+#[derive(Debug, Clone)]
+pub(super) struct Decoration {
+    /// JSON text.
+    pub(super) stats: String,
+    pub(super) deletion_vector: Option<Value>,
+}
+
+/// Where an error of ours waits while the kernel's own passes through the kernel.
+pub(super) type ErrorSlot = Arc<Mutex<Option<Error>>>;
+
+/// Writes commits of one table.
+pub(super) struct DurableCommitter {
+    pub(super) dir: PathBuf,
+    pub(super) fsync: bool,
+    /// By path of the added file.
+    pub(super) added: HashMap<String, Decoration>,
+    pub(super) error: ErrorSlot,
+}
+
+impl DurableCommitter {
+    pub(super) fn new(dir: &Path, fsync: bool) -> Self {
+        Self { dir: dir.to_owned(), fsync, added: HashMap::new(), error: ErrorSlot::default() }
+    }
+
+    fn keep(&self, error: Error) -> KernelError {
+        let text = error.to_string();
+        if let Ok(mut slot) = self.error.lock() {
+            *slot = Some(error);
+        }
+        KernelError::generic(text)
+    }
+
+    fn complete(&self, lines: &[u8]) -> Result<Vec<u8>> {
+        let mut completed = Vec::with_capacity(lines.len());
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            if line.starts_with(b"{\"add\"") && !self.added.is_empty() {
+                self.complete_add(line, &mut completed)?;
+            } else if line.starts_with(b"{\"remove\"") {
+                let mut action = parse(line)?;
+                if let Some(remove) = action.get_mut("remove").and_then(Value::as_object_mut) {
+                    remove.remove("stats");
+                }
+                completed.extend_from_slice(action.to_string().as_bytes());
+            } else {
+                completed.extend_from_slice(line);
+            }
+            completed.push(b'\n');
+        }
+        Ok(completed)
+    }
+
+    fn complete_add(&self, line: &[u8], completed: &mut Vec<u8>) -> Result<()> {
+        let mut action = parse(line)?;
+        let decoration = action
+            .pointer("/add/path")
+            .and_then(Value::as_str)
+            .and_then(|path| self.added.get(path));
+        if let (Some(decoration), Some(add)) =
+            (decoration, action.get_mut("add").and_then(Value::as_object_mut))
+        {
+            add.insert("stats".to_owned(), decoration.stats.clone().into());
+            if let Some(deletion_vector) = &decoration.deletion_vector {
+                add.insert("deletionVector".to_owned(), deletion_vector.clone());
+            }
+        }
+        completed.extend_from_slice(action.to_string().as_bytes());
+        Ok(())
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Value> {
+    serde_json::from_slice(line)
+        .map_err(|e| Error::bug("an action of a commit is not JSON").with_source(e))
+}
+
+impl Committer for DurableCommitter {
+    fn commit(
+        &self,
+        _engine: &dyn Engine,
+        actions: KernelResultIterator<'_, FilteredEngineData>,
+        metadata: CommitMetadata,
+    ) -> KernelResult<CommitResponse> {
+        let lines = delta_kernel::engine::arrow_utils::to_json_bytes(actions)?;
+        let lines = self.complete(&lines).map_err(|e| self.keep(e))?;
+        let written = write_commit(&self.dir, metadata.version(), &lines, self.fsync)
+            .map_err(|e| self.keep(e))?;
+        match written {
+            Link::Taken => Ok(CommitResponse::Conflict { version: metadata.version() }),
+            Link::Made => {
+                let location = metadata.published_commit_path()?;
+                let size = lines.len() as u64;
+                let file_meta = FileMeta::new(location, metadata.in_commit_timestamp(), size);
+                Ok(CommitResponse::Committed { file_meta })
+            }
+        }
+    }
+
+    fn is_catalog_committer(&self) -> bool {
+        false
+    }
+
+    fn publish(&self, _engine: &dyn Engine, _publish: PublishMetadata) -> KernelResult<()> {
+        Ok(())
+    }
+}
+
+/// The log of the table in `dir`.
+pub(super) fn log_dir(dir: &Path) -> PathBuf {
+    dir.join("_delta_log")
+}
+
+/// Writes the file of commit `version`, unless there is one.
+pub(super) fn write_commit(dir: &Path, version: u64, lines: &[u8], fsync: bool) -> Result<Link> {
+    let log = log_dir(dir);
+    durable::create_dir(&log, fsync)?;
+    let temporary = log.join(format!("{}{TEMPORARY_SUFFIX}", uuid::Uuid::new_v4()));
+    durable::write_new(&temporary, lines, fsync)?;
+    failpoint::hit("commit.log_written");
+    let link = durable::link_new(&temporary, &log.join(format!("{version:020}.json")))?;
+    failpoint::hit("commit.log_linked");
+    if fsync {
+        durable::sync_dir(&log)?;
+    }
+    Ok(link)
+}
+
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Removes what a crash left between writing and linking.
+pub(super) fn remove_temporary_files(dir: &Path) -> Result<()> {
+    let log = log_dir(dir);
+    let entries = match std::fs::read_dir(&log) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(durable::io_error("read", &log, e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| durable::io_error("read", &log, e))?.path();
+        if path.to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
+            std::fs::remove_file(&path).map_err(|e| durable::io_error("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}

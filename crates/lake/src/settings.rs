@@ -1,0 +1,91 @@
+//! What a lake and its tables can be told.
+
+use alluvium_change::TableId;
+
+/// How data files are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    Uncompressed,
+    Snappy,
+    Lz4,
+    /// With its level, 1 to 22.
+    Zstd(u8),
+}
+
+/// Settings of all tables of a lake.
+#[derive(Debug, Clone)]
+pub struct LakeSettings {
+    pub compression: Compression,
+    /// Size at which a data file is closed and the next one begun.
+    pub target_file_bytes: u64,
+    pub delta_checkpoint_every_commits: u64,
+    /// Memory one open Parquet writer may hold; beyond it a row group is flushed.
+    pub staging_bytes: usize,
+    /// Off only where losing the last commits at a power cut does not matter.
+    pub fsync: bool,
+}
+
+impl Default for LakeSettings {
+    fn default() -> Self {
+        Self {
+            compression: Compression::Zstd(1),
+            target_file_bytes: 128 << 20,
+            delta_checkpoint_every_commits: 100,
+            staging_bytes: 32 << 20,
+            fsync: true,
+        }
+    }
+}
+
+/// Who writes a table of the lake: what its `txn` application ids and properties are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub pipeline: String,
+    pub source: String,
+    /// PostgreSQL's `system_identifier`: a table made from another server is refused.
+    pub system_identifier: String,
+    pub table: TableId,
+    /// The directory in `silver/` and `bronze/`.
+    pub name: String,
+}
+
+impl Owner {
+    /// The `txn` application id that carries the table's position.
+    #[must_use]
+    pub fn app_id(&self) -> String {
+        format!("alluvium/{}/{}/{}", self.pipeline, self.source, self.table)
+    }
+}
+
+/// What to do with a change that does not fit the row silver holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Refuse the batch: [`alluvium_change::code::CONFLICT`].
+    Stop,
+    /// Count it; insert or replace the row of an insert or update, ignore a delete.
+    Repair,
+}
+
+/// Columns silver may have beside the source's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataColumn {
+    /// `_commit_lsn`: of the row's last change; of a copied row its snapshot.
+    CommitLsn,
+    /// `_commit_time`: of the row's last change; NULL for a copied row.
+    CommitTime,
+    /// `_op`: `r`, `c` or `u`.
+    Op,
+}
+
+/// Settings of one silver table.
+#[derive(Debug, Clone)]
+pub struct SilverSettings {
+    pub on_conflict: OnConflict,
+    pub metadata_columns: Vec<MetadataColumn>,
+}
+
+impl Default for SilverSettings {
+    fn default() -> Self {
+        Self { on_conflict: OnConflict::Stop, metadata_columns: Vec::new() }
+    }
+}

@@ -1,0 +1,15 @@
+//! Data files: Parquet as the lake writes and reads it, and the statistics the log keeps of them.
+//!
+//! Stands after `merge` (or bronze's encoding) and before `log`, which names the files in a commit.
+
+mod bounds;
+mod data_file;
+mod read_file;
+mod relabel;
+mod stats;
+
+pub use bounds::ColumnBounds;
+pub(crate) use bounds::parse_bounds;
+pub(crate) use data_file::{DataFileWriter, loosen_bounds};
+pub(crate) use read_file::{FileReader, check_file, open_file, read_rows};
+pub(crate) use relabel::{conform, relabel};
