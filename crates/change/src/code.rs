@@ -55,6 +55,8 @@ codes! {
         "give one of them another name: [tables.\"schema.table\"] name = \"...\"";
     USAGE "AL-CLI-001" Manual "the command cannot do what was asked",
         "see alluvium help";
+    OUTPUT "AL-CLI-002" Manual "the output cannot be written",
+        "check where standard output goes: disk space, rights, a closed pipe";
     SQL "AL-SQL-001" Manual "the query failed",
         "list tables with: alluvium tables";
 
@@ -96,13 +98,15 @@ codes! {
         "write postgres://user@host:5432/database?sslmode=prefer";
 
     VALUE "AL-VALUE-001" Manual "a value cannot be held by its Delta type",
-        "choose how to keep such values: [tables.\"schema.table\".columns.name] on_invalid = \"clamp\" | \"null\" | \"string\"";
+        "choose how to keep such values: [tables.\"schema.table\".column.\"name\"] on_invalid = \"clamp\" | \"null\" | \"string\"";
     SCHEMA_CHANGED "AL-SCHEMA-001" Manual "the source table changed in a way the stream cannot follow",
         "copy the table afresh with: alluvium resync <table>";
     SCHEMA_COLUMN "AL-SCHEMA-002" Manual "a column cannot be represented",
         "leave it out: [tables.\"schema.table\"] exclude_columns = [...]";
     CONFLICT "AL-MERGE-001" Manual "a change does not fit the row the lake holds",
         "copy the table afresh with: alluvium resync <table>, or set on_conflict = \"repair\"";
+    COPY_AGAIN "AL-COPY-001" Backoff "rows copied under different snapshots cannot be brought together",
+        "nothing to do: the pipeline copies the table again by itself";
     NO_IDENTITY "AL-MERGE-002" Manual "an update or delete came for a table whose rows have no identity",
         "ALTER TABLE ... ADD PRIMARY KEY, or ALTER TABLE ... REPLICA IDENTITY FULL, then: alluvium resync <table>";
 

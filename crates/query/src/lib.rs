@@ -1,1 +1,19 @@
-//! query
+//! SQL over the lake: every table at its last commit, deleted rows left out.
+//!
+//! Stands after `lake`, whose logs it reads; DataFusion is fenced here and in no type outside.
+//!
+//! - [`Session`], [`QueryResult`]: run SQL, stream the answer
+//! - [`output`]: rows as a box, JSON, NDJSON or CSV
+//! - [`tables`]: the lake's tables at a glance
+
+mod catalog;
+mod error;
+mod footer;
+pub mod output;
+mod prune;
+mod session;
+mod table;
+pub mod tables;
+
+pub use catalog::decode_table_name;
+pub use session::{Batches, QueryResult, QuerySettings, Session, Statement};

@@ -1,0 +1,198 @@
+//! Which tables there are: one catalog `lake`, a schema for each layer.
+//!
+//! Above [`crate::table`]; asked by DataFusion while it plans. A table is opened when a query first
+//! names it and then stays at that version for the life of the session, so that all queries of a
+//! session see one state of a table.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use alluvium_change::{Error, code};
+use alluvium_lake::read::{self, TableName};
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
+use datafusion::common::{DataFusionError, Result};
+use datafusion::logical_expr::TableType;
+
+use crate::table::LakeTable;
+
+/// The one catalog's name.
+pub(crate) const CATALOG: &str = "lake";
+/// Where a table without a schema is looked for.
+pub(crate) const DEFAULT_SCHEMA: &str = "silver";
+
+/// A directory of the lake as the name its owner gave the table: `~XX` is the byte `XX`.
+///
+/// What is no such encoding, or decodes to something that is not UTF-8, is taken as it stands.
+#[must_use]
+pub fn decode_table_name(dir_name: &str) -> String {
+    let mut bytes = Vec::with_capacity(dir_name.len());
+    let mut rest = dir_name.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'~' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+        let (Some(high), Some(low)) = (digit(), digit()) else {
+            return dir_name.to_owned();
+        };
+        bytes.extend(u8::try_from(high * 16 + low));
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| dir_name.to_owned())
+}
+
+/// The tables of the lake, under the names people use.
+#[derive(Debug, Clone)]
+pub(crate) struct Listing {
+    root: Arc<Path>,
+}
+
+impl Listing {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// All tables of a layer: name and directory, sorted by directory.
+    pub(crate) fn tables(&self, layer: &str) -> alluvium_change::Result<Vec<(String, PathBuf)>> {
+        let mut tables = read::list_tables(&self.root)?;
+        tables.retain(|table| table.layer == layer);
+        Ok(tables.into_iter().map(named).collect())
+    }
+
+    fn directory(&self, layer: &str, name: &str) -> alluvium_change::Result<Option<PathBuf>> {
+        let tables = self.tables(layer)?;
+        Ok(tables
+            .into_iter()
+            .find(|(table, _)| table == name)
+            .map(|(_, dir)| dir))
+    }
+}
+
+fn named(table: TableName) -> (String, PathBuf) {
+    (decode_table_name(&table.name), table.dir)
+}
+
+/// The catalog `lake`.
+#[derive(Debug)]
+pub(crate) struct LakeCatalog {
+    layers: Vec<(&'static str, Arc<Layer>)>,
+}
+
+impl LakeCatalog {
+    pub(crate) fn new(listing: &Listing) -> Self {
+        let layers = read::LAYERS
+            .iter()
+            .map(|layer| (*layer, Arc::new(Layer::new(layer, listing.clone()))))
+            .collect();
+        Self { layers }
+    }
+}
+
+impl CatalogProvider for LakeCatalog {
+    fn schema_names(&self) -> Vec<String> {
+        self.layers
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect()
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        let (_, layer) = self.layers.iter().find(|(layer, _)| *layer == name)?;
+        Some(Arc::clone(layer) as Arc<dyn SchemaProvider>)
+    }
+}
+
+/// A schema: `silver` or `bronze`.
+#[derive(Debug)]
+struct Layer {
+    name: &'static str,
+    listing: Listing,
+    opened: Mutex<HashMap<String, Arc<LakeTable>>>,
+}
+
+impl Layer {
+    fn new(name: &'static str, listing: Listing) -> Self {
+        Self {
+            name,
+            listing,
+            opened: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn opened(&self, name: &str) -> Option<Arc<LakeTable>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.get(name).map(Arc::clone)
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for Layer {
+    /// A directory that cannot be read lists nothing here; a query on its table says why.
+    fn table_names(&self) -> Vec<String> {
+        let tables = self.listing.tables(self.name).unwrap_or_default();
+        tables.into_iter().map(|(name, _)| name).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        if let Some(table) = self.opened(name) {
+            return Ok(Some(table));
+        }
+        let (listing, layer, wanted) = (self.listing.clone(), self.name, name.to_owned());
+        // The lake is synchronous and must not run on an asynchronous thread.
+        let opening = tokio::task::spawn_blocking(move || {
+            let Some(dir) = listing.directory(layer, &wanted)? else {
+                return Ok(None);
+            };
+            LakeTable::new(read::open_table(&dir, None)?, &dir).map(Some)
+        });
+        let opened = opening.await.unwrap_or_else(|error| {
+            Err(Error::new(&code::BUG, "opening a table did not end").with_source(error))
+        });
+        let Some(table) = opened.map_err(|error| DataFusionError::External(Box::new(error)))?
+        else {
+            return Ok(None);
+        };
+        // Of two queries that open it at once the first one's version holds for both.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = opened
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(table));
+        Ok(Some(Arc::clone(table) as Arc<dyn TableProvider>))
+    }
+
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        Ok(self.table_exist(name).then_some(TableType::Base))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.opened(name).is_some()
+            || self
+                .listing
+                .directory(self.name, name)
+                .is_ok_and(|dir| dir.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alluvium_change::TableId;
+
+    #[test]
+    fn table_names_read_as_their_owner_wrote_them() {
+        for name in [
+            "orders", "Größe", "a b%c~", "_x", ".y", "~5F", "日本", "a\"b",
+        ] {
+            assert_eq!(
+                decode_table_name(&TableId::new("public", name).lake_name()),
+                name
+            );
+        }
+        assert_eq!(decode_table_name("sales__~5Fx"), "sales___x");
+        for foreign in ["a~", "a~4", "a~zz", "~FF"] {
+            assert_eq!(decode_table_name(foreign), foreign);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! SQL over a lake: parse, refuse what is not reading, plan, stream.
+//!
+//! The crate's entrance. Invariant: nothing a session runs can change a file: only queries,
+//! `EXPLAIN`, `SHOW`, `DESCRIBE` and `SET` of harmless settings pass.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use alluvium_change::{Error, Result, code};
+use alluvium_lake::read;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use datafusion::common::{DataFusionError, TableReference};
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::{DFParserBuilder, Statement as ParsedStatement};
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use futures::{Stream, StreamExt};
+
+use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
+use crate::error::{nearest, quoted, sql_error};
+
+/// What a session may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuerySettings {
+    /// Memory for sorting, grouping and joining; beyond it they spill to temporary files.
+    pub memory_bytes: usize,
+    /// Partitions a query is split into.
+    pub threads: usize,
+}
+
+/// Rows of a query, as they are computed. Dropping it cancels the query.
+pub type Batches = Pin<Box<dyn Stream<Item = Result<RecordBatch>> + Send>>;
+
+/// The answer to one statement.
+pub struct QueryResult {
+    /// No columns for a statement that answers nothing (`SET`).
+    pub schema: SchemaRef,
+    pub batches: Batches,
+}
+
+impl QueryResult {
+    /// Whether there are rows to show: false for `SET`.
+    #[must_use]
+    pub fn has_columns(&self) -> bool {
+        !self.schema.fields().is_empty()
+    }
+
+    /// All rows at once.
+    pub async fn collect(mut self) -> Result<Vec<RecordBatch>> {
+        let mut batches = Vec::new();
+        while let Some(batch) = self.batches.next().await {
+            batches.push(batch?);
+        }
+        Ok(batches)
+    }
+}
+
+/// A statement that was parsed.
+#[derive(Debug, Clone)]
+pub struct Statement(ParsedStatement);
+
+/// Queries on one lake; each table stays at the version it had when first named.
+pub struct Session {
+    context: SessionContext,
+    listing: Listing,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("listing", &self.listing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session on the lake at `lake_root`.
+    ///
+    /// # Errors
+    /// `LAKE_IO` when there is no such directory.
+    pub fn open(lake_root: &Path, settings: &QuerySettings) -> Result<Self> {
+        if let Err(error) = std::fs::read_dir(lake_root) {
+            let message = format!("the lake \"{}\" cannot be read", lake_root.display());
+            return Err(Error::new(&code::LAKE_IO, message)
+                .with_detail(error.to_string())
+                .with_hint("check [lake] path; a lake is made by: alluvium run"));
+        }
+        let pool = FairSpillPool::new(settings.memory_bytes);
+        let largest = const { std::num::NonZeroUsize::new(3).unwrap() };
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, largest)))
+            .build_arc()
+            .map_err(|error| sql_error(&error))?;
+        let context = SessionContext::new_with_config_rt(config(settings), runtime);
+        let listing = Listing::new(lake_root);
+        context.register_catalog(CATALOG, Arc::new(LakeCatalog::new(&listing)));
+        Ok(Self { context, listing })
+    }
+
+    /// The statements of `text`, which are separated by `;`.
+    pub fn statements(&self, text: &str) -> Result<Vec<Statement>> {
+        let dialect = PostgreSqlDialect {};
+        let parsed = DFParserBuilder::new(text)
+            .with_dialect(&dialect)
+            .build()
+            .and_then(|mut parser| parser.parse_statements())
+            .map_err(|error| sql_error(&error))?;
+        Ok(parsed.into_iter().map(Statement).collect())
+    }
+
+    /// Plans one statement and starts it; `SET` takes effect at once.
+    pub async fn run(&self, statement: &Statement) -> Result<QueryResult> {
+        read_only(&statement.0)?;
+        let state = self.context.state();
+        let plan = match state.statement_to_plan(statement.0.clone()).await {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.explain(&statement.0, &error)),
+        };
+        check_plan(&plan)?;
+        let result = async {
+            let frame = self.context.execute_logical_plan(plan).await?;
+            frame.execute_stream().await
+        };
+        let stream = result.await.map_err(|error| sql_error(&error))?;
+        let schema = stream.schema();
+        let batches = stream.map(|batch| batch.map_err(|error| sql_error(&error)));
+        Ok(QueryResult {
+            schema,
+            batches: Box::pin(batches),
+        })
+    }
+
+    /// Runs all statements of `text`, in order; the answers of those that have columns.
+    ///
+    /// All are planned before the first answer is read. To print answers as they come, go through
+    /// [`Session::statements`] and [`Session::run`].
+    pub async fn sql_all(&self, text: &str) -> Result<Vec<QueryResult>> {
+        let mut results = Vec::new();
+        for statement in self.statements(text)? {
+            let result = self.run(&statement).await?;
+            if result.has_columns() {
+                results.push(result);
+            }
+        }
+        Ok(results)
+    }
+
+    /// Runs the statements of `text`, of which the last alone may have an answer.
+    pub async fn sql(&self, text: &str) -> Result<QueryResult> {
+        let mut results = self.sql_all(text).await?;
+        let last = results.pop();
+        if !results.is_empty() {
+            return Err(
+                Error::new(&code::SQL, "more than one statement has an answer")
+                    .with_hint("run them one by one"),
+            );
+        }
+        Ok(last.unwrap_or_else(|| QueryResult {
+            schema: Arc::new(Schema::empty()),
+            batches: Box::pin(futures::stream::empty()),
+        }))
+    }
+
+    /// The error of planning: about a table that is not there, when that is why.
+    fn explain(&self, statement: &ParsedStatement, error: &DataFusionError) -> Error {
+        let about_tables = matches!(error.find_root(), DataFusionError::Plan(_));
+        let references = self.context.state().resolve_table_references(statement);
+        for reference in references
+            .ok()
+            .filter(|_| about_tables)
+            .into_iter()
+            .flatten()
+        {
+            let name = reference.table().to_owned();
+            let is_function = self.context.state().table_functions().contains_key(&name);
+            let exists = self.context.table_exist(reference.clone()).unwrap_or(false);
+            // A message that does not name the table is about something else.
+            if !exists && !is_function && error.to_string().contains(&name) {
+                return self.unknown_table(&reference);
+            }
+        }
+        sql_error(error)
+    }
+
+    fn unknown_table(&self, reference: &TableReference) -> Error {
+        let error = Error::new(&code::SQL, format!("table \"{reference}\" does not exist"));
+        let wanted_schema = reference.schema().unwrap_or(DEFAULT_SCHEMA);
+        // The schema asked for comes first: of equally near names the first is offered.
+        let mut layers: Vec<&str> = read::LAYERS.to_vec();
+        layers.sort_by_key(|layer| *layer != wanted_schema);
+        let mut candidates = Vec::new();
+        for layer in layers {
+            for (name, _) in self.listing.tables(layer).unwrap_or_default() {
+                candidates.push((layer, name));
+            }
+        }
+        let names = candidates.iter().map(|(_, name)| name.as_str());
+        let Some(near) = nearest(reference.table(), names) else {
+            return match candidates.is_empty() {
+                true => error.with_hint("the lake has no tables yet: alluvium run copies them"),
+                false => error,
+            };
+        };
+        let layer = candidates
+            .iter()
+            .find(|(_, name)| name == near)
+            .map_or(DEFAULT_SCHEMA, |c| c.0);
+        let near = quoted(near);
+        error.with_hint(match layer == DEFAULT_SCHEMA {
+            true => format!("did you mean {near}?"),
+            false => format!("did you mean {layer}.{near}?"),
+        })
+    }
+}
+
+fn config(settings: &QuerySettings) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(settings.threads.max(1))
+        .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
+        .with_create_default_catalog_and_schema(false)
+        .with_information_schema(true);
+    let options = config.options_mut();
+    options.execution.time_zone = Some("UTC".to_owned());
+    // A literal 0.1 is a decimal, as in PostgreSQL; names fold to lower case unless quoted.
+    options.sql_parser.parse_float_as_decimal = true;
+    options.sql_parser.enable_ident_normalization = true;
+    options.sql_parser.dialect = datafusion::common::config::Dialect::PostgreSQL;
+    // As the columns of the lake are: no conversion between text types on the way.
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.coerce_int96 = Some("us".to_owned());
+    config
+}
+
+fn refused(what: &str) -> Error {
+    Error::new(
+        &code::SQL,
+        format!("{what} is refused: queries here only read"),
+    )
+    .with_hint("the lake is written by alluvium run alone; change the data at its source")
+}
+
+/// Lets reading pass. What it lets pass is checked again as a plan.
+fn read_only(statement: &ParsedStatement) -> Result<()> {
+    match statement {
+        ParsedStatement::Statement(statement) => match statement.as_ref() {
+            SqlStatement::Query(_)
+            | SqlStatement::Explain { .. }
+            | SqlStatement::ExplainTable { .. }
+            | SqlStatement::ShowTables { .. }
+            | SqlStatement::ShowColumns { .. }
+            | SqlStatement::ShowFunctions { .. }
+            | SqlStatement::ShowVariable { .. }
+            | SqlStatement::Set(_) => Ok(()),
+            other => {
+                let text = other.to_string();
+                Err(refused(
+                    text.split_whitespace().next().unwrap_or("the statement"),
+                ))
+            }
+        },
+        ParsedStatement::Explain(explain) => read_only(&explain.statement),
+        ParsedStatement::Reset(_) => Ok(()),
+        ParsedStatement::CopyTo(_) => Err(refused("COPY")),
+        ParsedStatement::CreateExternalTable(_) => Err(refused("CREATE")),
+    }
+}
+
+/// Refuses plans that write or change a setting they may not.
+fn check_plan(plan: &LogicalPlan) -> Result<()> {
+    let setting = match plan {
+        LogicalPlan::Statement(PlannedStatement::SetVariable(set)) => Some(&set.variable),
+        LogicalPlan::Statement(PlannedStatement::ResetVariable(reset)) => Some(&reset.variable),
+        _ => None,
+    };
+    if let Some(setting) = setting
+        && setting != "datafusion.execution.time_zone"
+        && !setting.starts_with("datafusion.explain.")
+    {
+        return Err(Error::new(
+            &code::SQL,
+            format!("the setting \"{setting}\" cannot be changed here"),
+        )
+        .with_hint("TIME ZONE and datafusion.explain.* can"));
+    }
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(setting.is_some())
+        .verify_plan(plan)
+        .map_err(|error| refused("a statement that writes").with_detail(error.strip_backtrace()))
+}
+
+#[cfg(test)]
+mod tests;

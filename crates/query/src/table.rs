@@ -1,0 +1,258 @@
+//! A lake table as DataFusion reads it: the files of one version, less their deleted rows.
+//!
+//! Between [`crate::catalog`] and DataFusion's Parquet reader. Invariant: a scan yields exactly the
+//! rows that are not deleted; bounds only ever skip files that cannot hold a match.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use alluvium_change::{Error, code};
+use alluvium_lake::read::{DataFile, TableVersion};
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::config::TableParquetOptions;
+use datafusion::common::stats::Precision;
+use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::datasource::physical_plan::parquet::{
+    CachedParquetFileReaderFactory, ParquetRowSelection,
+};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::utils::collect_columns;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use roaring::RoaringTreemap;
+
+use crate::footer::FooterReaders;
+use crate::prune::FileBounds;
+
+/// Bytes read from a file's end in the first request for its footer.
+const FOOTER_BYTES: usize = 64 << 10;
+
+/// One version of a table.
+#[derive(Debug)]
+pub(crate) struct LakeTable {
+    schema: SchemaRef,
+    files: Vec<LakeFile>,
+}
+
+#[derive(Debug)]
+struct LakeFile {
+    data: DataFile,
+    location: object_store::path::Path,
+    live_rows: usize,
+    /// Made from the deletion vector at the first scan, then kept.
+    selection: OnceLock<ParquetRowSelection>,
+}
+
+impl LakeTable {
+    pub(crate) fn new(version: TableVersion, dir: &Path) -> alluvium_change::Result<Self> {
+        let mut files = Vec::with_capacity(version.files.len());
+        for data in version.files {
+            files.push(LakeFile::new(data, dir)?);
+        }
+        Ok(Self {
+            schema: version.schema,
+            files,
+        })
+    }
+
+    fn statistics(&self, files: &[&LakeFile]) -> Statistics {
+        let mut statistics = Statistics::new_unknown(&self.schema);
+        let rows = files.iter().map(|file| file.live_rows).sum();
+        statistics.num_rows = Precision::Exact(rows);
+        statistics
+    }
+
+    /// The files that may hold a row for which `predicate` is true.
+    fn matching_files(&self, predicate: Option<&Arc<dyn PhysicalExpr>>) -> Result<Vec<&LakeFile>> {
+        let mut files: Vec<&LakeFile> = self
+            .files
+            .iter()
+            .filter(|file| file.live_rows > 0)
+            .collect();
+        let Some(predicate) = predicate else {
+            return Ok(files);
+        };
+        // A predicate that bounds cannot decide is no error: all files are read.
+        let builder = PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema));
+        let Ok(pruning) = builder.try_build(Arc::clone(predicate)) else {
+            return Ok(files);
+        };
+        if pruning.always_true() {
+            return Ok(files);
+        }
+        let columns: Vec<Column> = collect_columns(predicate).into_iter().collect();
+        let data: Vec<&DataFile> = files.iter().map(|file| &file.data).collect();
+        let keep = pruning.prune(&FileBounds::new(&data, &self.schema, &columns))?;
+        let mut keep = keep.into_iter();
+        files.retain(|_| keep.next().unwrap_or(true));
+        Ok(files)
+    }
+}
+
+impl LakeFile {
+    fn new(data: DataFile, dir: &Path) -> alluvium_change::Result<Self> {
+        let damaged = |detail: String| {
+            Error::new(
+                &code::LAKE_CORRUPT,
+                format!("the table \"{}\" is damaged", dir.display()),
+            )
+            .with_detail(detail)
+        };
+        let absolute = std::path::absolute(&data.path)
+            .map_err(|error| damaged(format!("\"{}\": {error}", data.path.display())))?;
+        let location = object_store::path::Path::from_absolute_path(&absolute)
+            .map_err(|error| damaged(format!("\"{}\": {error}", data.path.display())))?;
+        let deleted = data.deleted.as_deref().map_or(0, RoaringTreemap::len);
+        let beyond = data.deleted.as_deref().and_then(RoaringTreemap::max);
+        let live = data.num_rows.checked_sub(deleted);
+        let (Some(live), false) = (live, beyond.is_some_and(|row| row >= data.num_rows)) else {
+            return Err(damaged(format!(
+                "\"{}\" has {} rows, and a deletion vector for rows beyond its end",
+                data.path.display(),
+                data.num_rows
+            )));
+        };
+        let live_rows = usize::try_from(live)
+            .map_err(|_| damaged(format!("\"{}\" claims {live} rows", data.path.display())))?;
+        Ok(Self {
+            data,
+            location,
+            live_rows,
+            selection: OnceLock::new(),
+        })
+    }
+
+    fn to_scan(&self, statistics: &Arc<Statistics>) -> PartitionedFile {
+        let mut file = PartitionedFile::new("", self.data.size_bytes);
+        file.object_meta.location = self.location.clone();
+        let file = file.with_statistics(Arc::clone(statistics));
+        match &self.data.deleted {
+            Some(deleted) if !deleted.is_empty() => {
+                let selection = self
+                    .selection
+                    .get_or_init(|| live_selection(deleted, self.data.num_rows).into());
+                file.with_extension(selection.clone())
+            }
+            _ => file,
+        }
+    }
+}
+
+/// The rows of a file that are not in `deleted`, as runs.
+fn live_selection(deleted: &RoaringTreemap, num_rows: u64) -> RowSelection {
+    let mut selectors = Vec::new();
+    let mut push = |rows: u64, selector: fn(usize) -> RowSelector| {
+        // Row counts fit: `LakeFile::new` has checked that the file's do.
+        if let Some(rows) = usize::try_from(rows).ok().filter(|rows| *rows > 0) {
+            selectors.push(selector(rows));
+        }
+    };
+    let mut position = 0;
+    let mut places = deleted.iter().peekable();
+    while let Some(start) = places.next() {
+        let mut end = start + 1;
+        while places.next_if_eq(&end).is_some() {
+            end += 1;
+        }
+        push(start - position, RowSelector::select);
+        push(end - start, RowSelector::skip);
+        position = end;
+    }
+    push(num_rows.saturating_sub(position), RowSelector::select);
+    RowSelection::from(selectors)
+}
+
+#[async_trait]
+impl TableProvider for LakeTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// Filters skip files, row groups and pages; each row is still tested above the scan.
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        let files: Vec<&LakeFile> = self.files.iter().collect();
+        Some(self.statistics(&files))
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let predicate = match conjunction(filters.iter().cloned()) {
+            Some(filter) => {
+                let columns = DFSchema::try_from(Arc::clone(&self.schema))?;
+                Some(state.create_physical_expr(filter, &columns)?)
+            }
+            None => None,
+        };
+        let files = self.matching_files(predicate.as_ref())?;
+
+        let url = ObjectStoreUrl::local_filesystem();
+        let runtime = state.runtime_env();
+        let readers = FooterReaders {
+            cached: CachedParquetFileReaderFactory::new(
+                runtime.object_store(&url)?,
+                runtime.cache_manager.get_file_metadata_cache(),
+            ),
+        };
+        let options = TableParquetOptions {
+            global: state.config_options().execution.parquet.clone(),
+            ..TableParquetOptions::default()
+        };
+        let mut source = ParquetSource::new(Arc::clone(&self.schema))
+            .with_table_parquet_options(options)
+            .with_metadata_size_hint(FOOTER_BYTES)
+            .with_parquet_file_reader_factory(Arc::new(readers));
+        if let Some(predicate) = predicate {
+            source = source.with_predicate(predicate);
+        }
+
+        let mut groups = vec![
+            Vec::new();
+            state
+                .config()
+                .target_partitions()
+                .clamp(1, files.len().max(1))
+        ];
+        let partitions = groups.len();
+        for (place, file) in files.iter().enumerate() {
+            let statistics = Arc::new(self.statistics(&[file]));
+            if let Some(group) = groups.get_mut(place % partitions) {
+                group.push(file.to_scan(&statistics));
+            }
+        }
+        let scan = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(groups.into_iter().map(FileGroup::new).collect())
+            .with_statistics(self.statistics(&files))
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(scan))
+    }
+}
+
+#[cfg(test)]
+mod tests;
