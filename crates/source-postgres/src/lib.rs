@@ -1,4 +1,12 @@
 //! source-postgres
 
+pub mod capture;
+pub mod catalog;
 pub mod connect;
+pub mod copy;
+pub mod pgoutput;
+pub mod publication;
 pub mod replication;
+pub mod slot;
+pub mod type_map;
+pub mod value;
