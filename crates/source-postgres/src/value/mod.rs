@@ -18,7 +18,7 @@ mod nested;
 mod node;
 mod number;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod time;
 
 use std::fmt;

@@ -1,0 +1,359 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+use alluvium_change::code;
+use proptest::prelude::*;
+
+use super::encode::{TupleBuffer, encode};
+use super::*;
+
+fn encoded(message: &Message<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(message, &mut bytes).unwrap();
+    bytes
+}
+
+fn assert_round_trip(message: &Message<'_>) {
+    let bytes = encoded(message);
+    assert_eq!(&decode(&bytes).unwrap(), message);
+    // No prefix of a message is a message, nor is one with a byte more.
+    for length in 0..bytes.len() {
+        let error = decode(&bytes[..length]).unwrap_err();
+        assert!(error.is(&code::PG_PROTOCOL), "{error}");
+    }
+    let longer = [bytes.as_slice(), &[0]].concat();
+    assert!(decode(&longer).unwrap_err().is(&code::PG_PROTOCOL));
+}
+
+/// What a PostgreSQL 15 server sent for changes of `t(id int PRIMARY KEY, v text, b text)` and of
+/// `t2(id int, m mood)` with `REPLICA IDENTITY FULL`.
+const SERVER_BYTES: [&str; 14] = [
+    "420000000001608b90000303cc634adee8000002f2",
+    "52000041c97075626c69630074006400030169640000000017ffffffff00760000000019ffffffff0062000000\
+     0019ffffffff",
+    "55000041c94e00037400000001316e75",
+    "43000000000001608b900000000001608bc0000303cc634adee8",
+    "55000041c94b00037400000001316e6e4e00037400000001326e75",
+    "44000041c94b00037400000001326e6e",
+    "59000041d17075626c6963006d6f6f6400",
+    "52000041d57075626c6963007432006600020169640000000017ffffffff016d00000041d1ffffffff",
+    "49000041d54e0002740000000131740000000162",
+    "55000041d54f00027400000001317400000001624e0002740000000132740000000162",
+    "4d010000000001608e8070726500000000026869",
+    "44000041d54f0002740000000132740000000162",
+    "540000000203000041c9000041d5",
+    "43000000000001609ce80000000001609e90000303cc634ae59a",
+];
+
+#[test]
+fn messages_of_a_real_server_decode_and_encode() {
+    let bytes: Vec<Vec<u8>> = SERVER_BYTES
+        .iter()
+        .map(|hex| {
+            let digits: Vec<u8> = hex
+                .bytes()
+                .map(|c| char::from(c).to_digit(16).unwrap() as u8)
+                .collect();
+            digits
+                .chunks(2)
+                .map(|pair| pair[0] << 4 | pair[1])
+                .collect()
+        })
+        .collect();
+    for message in &bytes {
+        assert_eq!(&encoded(&decode(message).unwrap()), message);
+    }
+    let messages: Vec<Message<'_>> = bytes.iter().map(|bytes| decode(bytes).unwrap()).collect();
+
+    let column = |name, type_oid, key| RelationColumn {
+        key,
+        name,
+        type_oid,
+        typmod: -1,
+    };
+    let commit_time_micros = 1_795_286_104_194_792;
+    let final_lsn = Lsn(0x0160_8B90);
+    assert_eq!(
+        messages[0],
+        Message::Begin(Begin {
+            final_lsn,
+            commit_time_micros,
+            xid: 754
+        })
+    );
+    assert_eq!(
+        messages[1],
+        Message::Relation(Relation {
+            oid: 16841,
+            namespace: "public",
+            name: "t",
+            replica_identity: ReplicaIdentity::Default,
+            columns: vec![
+                column("id", 23, true),
+                column("v", 25, false),
+                column("b", 25, false)
+            ],
+        })
+    );
+    // The update of a row whose long text did not change.
+    let text = TupleValue::Text;
+    let row = |values: &[TupleValue<'static>]| TupleBuffer::new(values.iter().copied()).unwrap();
+    let new = row(&[text(b"1"), TupleValue::Null, TupleValue::Unchanged]);
+    let updated = Message::Update {
+        relation_oid: 16841,
+        old: OldTuple::None,
+        new: new.tuple(),
+    };
+    assert_eq!(messages[2], updated);
+    assert_eq!(
+        messages[3],
+        Message::Commit(Commit {
+            commit_lsn: final_lsn,
+            end_lsn: Lsn(0x0160_8BC0),
+            commit_time_micros,
+        })
+    );
+    // The update of its key.
+    let old = row(&[text(b"1"), TupleValue::Null, TupleValue::Null]);
+    let new = row(&[text(b"2"), TupleValue::Null, TupleValue::Unchanged]);
+    let old = OldTuple::Key(old.tuple());
+    let updated = Message::Update {
+        relation_oid: 16841,
+        old,
+        new: new.tuple(),
+    };
+    assert_eq!(messages[4], updated);
+    assert_eq!(
+        messages[6],
+        Message::Type {
+            oid: 16849,
+            namespace: "public",
+            name: "mood"
+        }
+    );
+    let old = row(&[text(b"2"), text(b"b")]);
+    let old = OldTuple::Full(old.tuple());
+    assert_eq!(
+        messages[11],
+        Message::Delete {
+            relation_oid: 16853,
+            old
+        }
+    );
+    assert_eq!(
+        messages[12],
+        Message::Truncate(Truncate {
+            relation_oids: vec![16841, 16853],
+            cascade: true,
+            restart_identity: true,
+        })
+    );
+    let lsn = Lsn(0x0160_8E80);
+    let expected = Message::LogicalMessage {
+        transactional: true,
+        lsn,
+        prefix: "pre",
+        content: b"hi",
+    };
+    assert_eq!(messages[10], expected);
+}
+
+#[test]
+fn an_unknown_or_empty_message_is_refused() {
+    for bytes in [b"".as_slice(), b"Z", b"S\0\0\0\x01\x01", b"\xff"] {
+        let error = decode(bytes).unwrap_err();
+        assert!(error.is(&code::PG_PROTOCOL), "{error}");
+    }
+}
+
+#[test]
+fn what_the_protocol_does_not_allow_is_refused() {
+    let begin = Message::Begin(Begin {
+        final_lsn: Lsn(1),
+        commit_time_micros: 0,
+        xid: 1,
+    });
+    let mut bytes = encoded(&begin);
+    // A commit time that overflows when counted from 1970.
+    bytes[9..17].copy_from_slice(&i64::MAX.to_be_bytes());
+    assert!(decode(&bytes).is_err());
+    // A name that is not UTF-8.
+    assert!(decode(b"O\0\0\0\0\0\0\0\x01\xff\0").is_err());
+    // A negative length of a value, of a list, of a message.
+    assert!(decode(b"I\0\0\0\x01N\0\x01t\xff\xff\xff\xff").is_err());
+    assert!(decode(b"T\xff\xff\xff\xff\0").is_err());
+    assert!(decode(b"M\0\0\0\0\0\0\0\0\x01p\0\xff\xff\xff\xff").is_err());
+    // A count far beyond the message does not reserve memory for it.
+    assert!(decode(b"T\x7f\xff\xff\xff\0\0\0\0\x01").is_err());
+    // An unknown kind of value, flag, identity; a deleted row without an image.
+    assert!(decode(b"I\0\0\0\x01N\0\x01x").is_err());
+    assert!(decode(b"T\0\0\0\0\x04").is_err());
+    assert!(decode(b"R\0\0\0\x01s\0t\0x\0\0").is_err());
+    assert!(decode(b"D\0\0\0\x01N\0\0").is_err());
+    let nothing = Message::Delete {
+        relation_oid: 1,
+        old: OldTuple::None,
+    };
+    assert!(encode(&nothing, &mut Vec::new()).is_err());
+    let zero = Message::Origin {
+        commit_lsn: Lsn(1),
+        name: "a\0b",
+    };
+    let mut out = b"kept".to_vec();
+    assert!(encode(&zero, &mut out).is_err());
+    assert_eq!(out, b"kept");
+}
+
+#[test]
+fn values_of_a_row_come_in_order() {
+    let values = [
+        TupleValue::Null,
+        TupleValue::Unchanged,
+        TupleValue::Text(b"one"),
+        TupleValue::Text(b""),
+        TupleValue::Binary(&[0, 255]),
+    ];
+    let buffer = TupleBuffer::new(values).unwrap();
+    let message = Message::Insert {
+        relation_oid: 7,
+        new: buffer.tuple(),
+    };
+    let bytes = encoded(&message);
+    let Message::Insert { new, .. } = decode(&bytes).unwrap() else {
+        panic!("not an insert")
+    };
+    assert_eq!(new.len(), 5);
+    assert_eq!(new.iter().collect::<Vec<_>>(), values);
+    assert_eq!(new.iter().len(), 5);
+}
+
+#[derive(Debug, Clone)]
+enum OwnedValue {
+    Null,
+    Unchanged,
+    Text(Vec<u8>),
+    Binary(Vec<u8>),
+}
+
+fn tuple() -> impl Strategy<Value = TupleBuffer> {
+    let value = prop_oneof![
+        Just(OwnedValue::Null),
+        Just(OwnedValue::Unchanged),
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(OwnedValue::Text),
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(OwnedValue::Binary),
+    ];
+    prop::collection::vec(value, 0..12).prop_map(|values| {
+        TupleBuffer::new(values.iter().map(|value| match value {
+            OwnedValue::Null => TupleValue::Null,
+            OwnedValue::Unchanged => TupleValue::Unchanged,
+            OwnedValue::Text(text) => TupleValue::Text(text),
+            OwnedValue::Binary(bytes) => TupleValue::Binary(bytes),
+        }))
+        .unwrap()
+    })
+}
+
+fn name() -> impl Strategy<Value = String> {
+    any::<String>().prop_map(|text| text.replace('\0', "_") + "x")
+}
+
+fn unix_micros() -> impl Strategy<Value = i64> {
+    (i64::MIN..=i64::MAX - EPOCH_MICROS).prop_map(|micros| micros + EPOCH_MICROS)
+}
+
+fn identity() -> impl Strategy<Value = ReplicaIdentity> {
+    prop_oneof![
+        Just(ReplicaIdentity::Default),
+        Just(ReplicaIdentity::Nothing),
+        Just(ReplicaIdentity::Full),
+        Just(ReplicaIdentity::Index),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn transactions_round_trip(lsn: u64, end: u64, time in unix_micros(), xid: u32, name in name()) {
+        let (commit_lsn, end_lsn, commit_time_micros) = (Lsn(lsn), Lsn(end), time);
+        let begin = Begin { final_lsn: commit_lsn, commit_time_micros, xid };
+        assert_round_trip(&Message::Begin(begin));
+        assert_round_trip(&Message::Commit(Commit { commit_lsn, end_lsn, commit_time_micros }));
+        assert_round_trip(&Message::Origin { commit_lsn, name: &name });
+    }
+
+    #[test]
+    fn relations_round_trip(
+        oid: u32,
+        namespace in name(),
+        name in name(),
+        replica_identity in identity(),
+        columns in prop::collection::vec((any::<bool>(), name(), any::<u32>(), any::<i32>()), 0..6),
+    ) {
+        let columns = columns
+            .iter()
+            .map(|(key, name, type_oid, typmod)| RelationColumn {
+                key: *key, name, type_oid: *type_oid, typmod: *typmod,
+            })
+            .collect();
+        let (namespace, name) = (namespace.as_str(), name.as_str());
+        assert_round_trip(&Message::Type { oid, namespace, name });
+        assert_round_trip(&Message::Relation(Relation {
+            oid, namespace, name, replica_identity, columns,
+        }));
+    }
+
+    #[test]
+    fn rows_round_trip(relation_oid: u32, old in tuple(), new in tuple()) {
+        let (old, new) = (old.tuple(), new.tuple());
+        assert_round_trip(&Message::Insert { relation_oid, new });
+        for old in [OldTuple::None, OldTuple::Key(old), OldTuple::Full(old)] {
+            assert_round_trip(&Message::Update { relation_oid, old, new });
+            if old != OldTuple::None {
+                assert_round_trip(&Message::Delete { relation_oid, old });
+            }
+        }
+    }
+
+    #[test]
+    fn truncates_round_trip(
+        relation_oids in prop::collection::vec(any::<u32>(), 0..6),
+        cascade: bool,
+        restart_identity: bool,
+    ) {
+        assert_round_trip(&Message::Truncate(Truncate { relation_oids, cascade, restart_identity }));
+    }
+
+    #[test]
+    fn logical_messages_round_trip(
+        transactional: bool,
+        lsn: u64,
+        prefix in name(),
+        content in prop::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let content = content.as_slice();
+        assert_round_trip(&Message::LogicalMessage {
+            transactional, lsn: Lsn(lsn), prefix: &prefix, content,
+        });
+    }
+
+    /// Whatever decodes encodes to the same bytes, and nothing panics.
+    #[test]
+    fn random_bytes_never_panic(
+        letter in prop_oneof![prop::sample::select(b"BCORYIUDTM".to_vec()), any::<u8>()],
+        rest in prop::collection::vec(
+            prop_oneof![4 => 0..3_u8, 1 => any::<u8>(), 3 => prop::sample::select(b"NKOntub\0".to_vec())],
+            0..60,
+        ),
+    ) {
+        let bytes = [&[letter], rest.as_slice()].concat();
+        if let Ok(message) = decode(&bytes) {
+            if let Message::Insert { new, .. } = &message {
+                prop_assert_eq!(new.iter().count(), new.len());
+            }
+            prop_assert_eq!(encoded(&message), bytes);
+        }
+    }
+}
