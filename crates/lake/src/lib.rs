@@ -5,17 +5,26 @@
 //! else commits to it.
 //!
 //! - [`Lake`], [`LakeSettings`], [`Owner`]: the directory, its settings, who writes a table
+//! - [`Bronze`]: every change of a source table
+//! - [`Silver`]: the exact current rows of a source table
 //! - [`read`]: tables as of a version, for queries
 
+mod bronze;
 mod fs;
+mod key_index;
 mod lake;
 mod log;
+mod merge;
+mod owned;
 pub mod read;
 mod settings;
+mod silver;
 mod write;
 
+pub use bronze::{Bronze, ChangeReader};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
 pub use settings::{
     Compression, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings,
 };
+pub use silver::{Applied, CopyState, Silver};

@@ -44,13 +44,18 @@ impl CheckpointJob {
 }
 
 impl DeltaTable {
-    /// A job that checkpoints the current version.
-    pub(crate) fn checkpoint_job(&self) -> CheckpointJob {
-        CheckpointJob {
+    /// A job that checkpoints the current version, once `every` commits have passed since the last
+    /// checkpoint or job.
+    pub(crate) fn take_checkpoint_job(&mut self, every: u64) -> Option<CheckpointJob> {
+        if self.commits_since_checkpoint < every.max(1) {
+            return None;
+        }
+        self.commits_since_checkpoint = 0;
+        Some(CheckpointJob {
             dir: self.dir.clone(),
             engine: Arc::clone(&self.engine),
             snapshot: Arc::clone(&self.snapshot),
-        }
+        })
     }
 
     /// Lets the owner's snapshot start from the checkpoint, so that it stays short.

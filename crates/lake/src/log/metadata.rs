@@ -20,12 +20,13 @@ use super::table::{DeltaTable, ENGINE_INFO, foreign};
 use crate::fs::{self as durable, Link};
 
 impl DeltaTable {
-    /// Makes `commit` together with a new schema. Its `deletes` must be empty.
+    /// Makes `commit` together with a new schema and properties. Its `deletes` must be empty.
     pub(crate) fn commit_schema(
         &mut self,
         schema: &Schema,
         operation: &str,
         commit: &Commit<'_>,
+        properties: &[(&str, String)],
     ) -> Result<Committed> {
         if !commit.deletes.is_empty() {
             return Err(Error::bug("a schema change with deleted rows of files that stay"));
@@ -40,7 +41,7 @@ impl DeltaTable {
             "txnId": uuid::Uuid::new_v4().to_string(),
         }})];
         actions.extend(self.protocol_action(schema)?);
-        actions.push(self.metadata_action(schema)?);
+        actions.push(self.metadata_action(schema, properties)?);
         for (app_id, version) in &commit.txns {
             actions.push(json!({"txn": {"appId": app_id, "version": version, "lastUpdated": now}}));
         }
@@ -71,7 +72,7 @@ impl DeltaTable {
         Ok(Committed { version, deletes: Vec::new(), adds: vectors.adds })
     }
 
-    fn metadata_action(&self, schema: &Schema) -> Result<Value> {
+    fn metadata_action(&self, schema: &Schema, properties: &[(&str, String)]) -> Result<Value> {
         let bug = |e| Error::bug("a table's metadata is not JSON").with_source(e);
         let delta = to_delta(schema, &self.dir)?;
         let schema_text = serde_json::to_string(&delta).map_err(bug)?;
@@ -82,6 +83,11 @@ impl DeltaTable {
             .ok_or_else(|| Error::bug("a table's metadata is no object"))?;
         fields.insert("schemaString".to_owned(), schema_text.into());
         fields.retain(|_, value| !value.is_null());
+        if let Some(configuration) = fields.get_mut("configuration").and_then(Value::as_object_mut) {
+            for (name, value) in properties {
+                configuration.insert((*name).to_owned(), value.clone().into());
+            }
+        }
         Ok(json!({"metaData": metadata}))
     }
 

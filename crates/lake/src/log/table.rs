@@ -129,10 +129,6 @@ impl DeltaTable {
         self.snapshot.version()
     }
 
-    pub(crate) fn commits_since_checkpoint(&self) -> u64 {
-        self.commits_since_checkpoint
-    }
-
     /// Milliseconds since 1970 of the last commit.
     pub(crate) fn commit_time_ms(&self) -> Result<i64> {
         self.snapshot

@@ -1,0 +1,427 @@
+//! Bronze: every change of one source table as it came, append-only.
+//!
+//! Stands after `land`; silver can be rebuilt from it. Columns: `_op`, `_commit_lsn`,
+//! `_event_serial`, `_xid`, `_commit_time`, the source's columns (new image; of a delete what the
+//! identity sent), `_before` (the old image, where one was sent) and `_unchanged` (names of columns
+//! not sent). A source column of such a name makes ours take a further `_` before it. Columns the
+//! source adds later come at the end, after `_unchanged`: everything is found by name.
+//!
+//! Copied rows (`r`) and the mark of a copy begun afresh (`t`) carry their snapshot as
+//! `_commit_lsn`, and NULL as `_xid` and `_event_serial`: they are not part of the stream.
+//!
+//! Invariants: a commit moves the position over whole transactions; within a file, and over the
+//! files of commits in order, changes are in the order of the source.
+
+mod columns;
+mod decode;
+mod encode;
+mod reader;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableSchema, code};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use columns::Columns;
+pub use reader::ChangeReader;
+
+use crate::log::{Commit, DeltaTable, LiveFile, NewFile};
+use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
+use crate::write::{DataFileWriter, check_file};
+use crate::{CheckpointDone, CheckpointJob, Lake, LakeSettings, Owner};
+
+/// One bronze table, open for writing.
+pub struct Bronze {
+    owner: Owner,
+    lake: LakeSettings,
+    dir: PathBuf,
+    table: DeltaTable,
+    schema: Arc<TableSchema>,
+    usable: bool,
+    columns: Columns,
+    position: Lsn,
+    files: Vec<LiveFile>,
+    /// Of the stream.
+    changes: Staged,
+    copied: Staged,
+    poisoned: bool,
+    committing: bool,
+}
+
+/// Rows written since the last commit.
+#[derive(Default)]
+struct Staged {
+    open: Option<DataFileWriter>,
+    files: Vec<NewFile>,
+}
+
+impl Bronze {
+    /// Opens the owner's bronze table, creating it when absent. The handle has the lake's columns
+    /// ([`Self::schema`]) where they are not the source's.
+    ///
+    /// # Errors
+    /// `LAKE_NOT_OURS` when the table belongs to another source, `LAKE_CORRUPT` when a file is
+    /// missing or damaged.
+    pub fn open(lake: &Lake, owner: &Owner, schema: &Arc<TableSchema>) -> Result<Self> {
+        let dir = lake.bronze_dir(&owner.name);
+        let wanted = columns::table_columns(schema);
+        let (table, existed) =
+            open_or_create(&dir, owner, "bronze", &wanted, lake.settings(), &[])?;
+        let columns = Columns::of_table(table.schema()?)?;
+        let HeldSchema { schema, usable } = held_schema(&columns.source_fields(), schema);
+        let (files, position) = if existed {
+            let version = table.txns()?.get(&owner.app_id()).copied().unwrap_or_default();
+            (table.files()?, Lsn::from_txn_version(version))
+        } else {
+            (Vec::new(), Lsn::ZERO)
+        };
+        for file in &files {
+            check_file(&dir, file)?;
+        }
+        Ok(Self {
+            owner: owner.clone(),
+            lake: lake.settings().clone(),
+            dir,
+            table,
+            schema,
+            usable,
+            columns,
+            position,
+            files,
+            changes: Staged::default(),
+            copied: Staged::default(),
+            poisoned: false,
+            committing: false,
+        })
+    }
+
+    /// Every transaction that commits at or before this LSN is in the table; zero when none is.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// The source's columns as the table holds them.
+    #[must_use]
+    pub fn schema(&self) -> &Arc<TableSchema> {
+        &self.schema
+    }
+
+    /// Delta version of the last commit.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.table.version()
+    }
+
+    #[must_use]
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Whether changes or copied rows were staged since the last commit.
+    #[must_use]
+    pub fn has_staged(&self) -> bool {
+        !self.changes.is_empty() || !self.copied.is_empty()
+    }
+
+    /// Writes changes to a file that no commit names yet, in bounded memory: a transaction may take
+    /// any number of calls. Rows at or below the position are skipped.
+    ///
+    /// # Errors
+    /// After an error the table must be opened again; nothing was committed.
+    pub fn stage(&mut self, batch: &ChangeBatch) -> Result<()> {
+        self.check_usable()?;
+        let start = batch.commit_lsn.partition_point(|lsn| *lsn <= self.position);
+        if start == batch.num_rows() {
+            return Ok(());
+        }
+        self.guarded(|bronze| {
+            let rows = encode::changes(batch, &bronze.schema, &bronze.columns)?;
+            let rows = rows.slice(start, rows.num_rows() - start);
+            bronze.changes.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+        })
+    }
+
+    /// One Delta commit of all staged changes, with the position.
+    ///
+    /// None, and no commit, when nothing is staged: a table without changes does not keep up with
+    /// the stream on disk, and need not.
+    ///
+    /// # Errors
+    /// After an error the table must be opened again; the commit may have been made.
+    pub fn commit(&mut self, position: Lsn) -> Result<Option<u64>> {
+        self.check_open()?;
+        if self.changes.is_empty() {
+            return Ok(None);
+        }
+        if position < self.position {
+            return Err(Error::bug(format!(
+                "a commit at {position} to bronze table \"{}\", which is at {}",
+                self.owner.table, self.position
+            )));
+        }
+        self.guarded(|bronze| {
+            let adds = bronze.changes.take()?;
+            let txns = vec![(bronze.owner.app_id(), position.as_txn_version())];
+            let version = bronze.commit_files(adds, txns)?;
+            bronze.position = position;
+            Ok(Some(version))
+        })
+    }
+
+    /// Stages rows of the initial copy.
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub fn stage_copied(
+        &mut self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        copied_at_micros: i64,
+    ) -> Result<()> {
+        self.check_usable()?;
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        self.guarded(|bronze| {
+            let rows =
+                encode::copied(rows, &bronze.schema, &bronze.columns, snapshot, copied_at_micros)?;
+            bronze.copied.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+        })
+    }
+
+    /// Stages the mark that the table is copied afresh: a `t` before the copied rows. Commit it with
+    /// [`Self::commit_copied`].
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub fn record_restart(&mut self, snapshot: Lsn, at_micros: i64) -> Result<()> {
+        self.check_usable()?;
+        self.guarded(|bronze| {
+            let rows = encode::restart(&bronze.columns, snapshot, at_micros)?;
+            bronze.copied.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+        })
+    }
+
+    /// One Delta commit of all staged copied rows. The position stays.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_copied(&mut self) -> Result<Option<u64>> {
+        self.check_open()?;
+        if self.copied.is_empty() {
+            return Ok(None);
+        }
+        self.guarded(|bronze| {
+            let adds = bronze.copied.take()?;
+            bronze.commit_files(adds, Vec::new()).map(Some)
+        })
+    }
+
+    /// Forgets the changes staged since the last commit: the source sends them again.
+    pub fn discard_changes(&mut self) {
+        if !self.committing {
+            self.changes.discard(&self.dir);
+        }
+    }
+
+    /// Forgets the copied rows staged since the last commit.
+    pub fn discard_copied(&mut self) {
+        if !self.committing {
+            self.copied.discard(&self.dir);
+        }
+    }
+
+    /// Forgets what was staged since the last commit.
+    pub fn discard_staged(&mut self) {
+        if !self.committing {
+            self.changes.discard(&self.dir);
+            self.copied.discard(&self.dir);
+        }
+    }
+
+    /// Changes after a position, in order (`_commit_lsn`, `_event_serial`), in batches of at most
+    /// `max_batch_rows`, which may end within a transaction. Of what is committed.
+    ///
+    /// # Errors
+    /// `LAKE_CORRUPT` when a file is missing or damaged.
+    pub fn changes_after(&self, after: Lsn, max_batch_rows: usize) -> Result<ChangeReader> {
+        self.check_usable()?;
+        ChangeReader::new(
+            &self.dir,
+            &self.files,
+            &self.columns,
+            &self.schema,
+            after,
+            max_batch_rows.max(1),
+        )
+    }
+
+    /// Adds columns the source added: NULL in what is there, in `_before` too.
+    ///
+    /// # Errors
+    /// `SCHEMA_CHANGED` when `schema` does more than add columns at the end.
+    pub fn add_columns(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
+        self.check_open()?;
+        if self.has_staged() {
+            return Err(Error::bug("columns were added over staged changes"));
+        }
+        let added = added_columns(&self.schema, schema, &self.columns.schema)?;
+        if added.is_empty() {
+            return Ok(());
+        }
+        let mut fields: Vec<Field> = Vec::new();
+        for field in self.columns.schema.fields() {
+            fields.push(if *field.name() == self.columns.before {
+                columns::before_field(&self.columns.before, schema)
+            } else {
+                field.as_ref().clone()
+            });
+        }
+        fields.extend(added.iter().map(|c| Field::new(&c.name, c.data_type.clone(), true)));
+        self.guarded(|bronze| {
+            bronze.change_schema(&Schema::new(fields), "ADD COLUMNS", &[])?;
+            bronze.schema = Arc::clone(schema);
+            bronze.usable = true;
+            Ok(())
+        })
+    }
+
+    /// Empties the table and gives it other columns, in one commit. The position stays: what comes
+    /// next is the stream from there on.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn replace_schema(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
+        self.check_open()?;
+        self.discard_staged();
+        let removed = std::mem::take(&mut self.files);
+        self.guarded(|bronze| {
+            let removes: Vec<&LiveFile> = removed.iter().collect();
+            bronze.change_schema(&columns::table_columns(schema), "REPLACE COLUMNS", &removes)?;
+            bronze.schema = Arc::clone(schema);
+            bronze.usable = true;
+            Ok(())
+        })
+    }
+
+    /// Work for another thread, when enough commits have passed since the last checkpoint.
+    pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
+        self.table.take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
+    }
+
+    /// Lets the table go on from a checkpoint that was written.
+    ///
+    /// # Errors
+    /// When the log cannot be listed.
+    pub fn adopt_checkpoint(&mut self, done: CheckpointDone) -> Result<()> {
+        self.table.adopt_checkpoint(done)
+    }
+
+    fn change_schema(
+        &mut self,
+        schema: &Schema,
+        operation: &str,
+        removes: &[&LiveFile],
+    ) -> Result<()> {
+        let commit = Commit { removes: removes.to_vec(), ..Commit::default() };
+        self.table.commit_schema(schema, operation, &commit, &[])?;
+        self.columns = Columns::of_table(self.table.schema()?)?;
+        Ok(())
+    }
+
+    fn commit_files(&mut self, adds: Vec<NewFile>, txns: Vec<(String, i64)>) -> Result<u64> {
+        self.committing = true;
+        let commit = Commit { append_only: true, adds, txns, ..Commit::default() };
+        let committed = self.table.commit(&commit)?;
+        self.committing = false;
+        self.files.extend(commit.adds.into_iter().map(|file| LiveFile {
+            path: file.path,
+            size_bytes: file.size_bytes,
+            modified_ms: file.modified_ms,
+            stats: file.stats,
+            num_rows: file.num_rows,
+            deletion_vector: None,
+        }));
+        Ok(committed.version)
+    }
+
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let result = work(self);
+        self.poisoned |= result.is_err();
+        result
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.poisoned {
+            return Err(Error::bug(format!(
+                "bronze table \"{}\" was used after an error without opening it again",
+                self.owner.table
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        self.check_open()?;
+        if !self.usable {
+            return Err(Error::new(
+                &code::SCHEMA_CHANGED,
+                format!("the columns of table \"{}\" are not those of its bronze table", self.owner.table),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bronze {
+    fn drop(&mut self) {
+        self.discard_staged();
+    }
+}
+
+impl Staged {
+    fn is_empty(&self) -> bool {
+        self.open.is_none() && self.files.is_empty()
+    }
+
+    fn write(
+        &mut self,
+        rows: &RecordBatch,
+        dir: &std::path::Path,
+        schema: &SchemaRef,
+        settings: &LakeSettings,
+    ) -> Result<()> {
+        if self.open.as_ref().is_some_and(|file| file.size_bytes() >= settings.target_file_bytes) {
+            self.close()?;
+        }
+        let file = match &mut self.open {
+            Some(file) => file,
+            None => {
+                let name = format!("part-{}.parquet", uuid::Uuid::new_v4());
+                self.open.insert(DataFileWriter::create(dir, name, schema, settings)?)
+            }
+        };
+        file.write(rows)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some(file) = self.open.take() {
+            self.files.push(file.finish()?);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<NewFile>> {
+        self.close()?;
+        Ok(std::mem::take(&mut self.files))
+    }
+
+    fn discard(&mut self, dir: &std::path::Path) {
+        self.open = None;
+        for file in self.files.drain(..) {
+            let _ = std::fs::remove_file(dir.join(&file.path));
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The initial copy: rows as of a snapshot, range by range, resumable.
+//!
+//! Ranges finished under an earlier snapshot are not copied again. A row may then come twice, from
+//! two ranges under two snapshots: the later snapshot wins, and `reconcile_until` makes `apply` take
+//! care of changes that some of the rows hold already.
+
+use std::sync::Arc;
+
+use alluvium_change::{Error, Identity, Lsn, Result, code};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, new_null_array,
+};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, TimeUnit};
+use hashbrown::HashMap;
+
+use super::apply::State;
+use super::open::new_index;
+use super::{CopyState, Index, Silver};
+use crate::key_index::{KeyEncoder, KeyIndex, Location};
+use crate::merge::Before;
+use crate::{MetadataColumn, OnConflict};
+
+impl Silver {
+    /// Begins the copy anew under `snapshot`: a commit that removes all rows and forgets progress,
+    /// position and stop.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn begin_copy(&mut self, snapshot: Lsn) -> Result<()> {
+        self.check_usable()?;
+        self.guarded(|silver| {
+            silver.stage.discard(|_| false);
+            silver.segments.retain(&silver.dir, |_| false);
+            silver.index = new_index(&silver.schema);
+            let txns = silver.positions.begin(snapshot);
+            silver.commit_staged(txns).map(|_| ())
+        })
+    }
+
+    /// Stages rows read under `snapshot`.
+    ///
+    /// # Errors
+    /// `RECOPY` when a table without a key is copied under a second snapshot; `CONFLICT` when one
+    /// snapshot has a key twice.
+    pub fn stage_copied(&mut self, rows: &RecordBatch, snapshot: Lsn) -> Result<()> {
+        self.check_usable()?;
+        self.check_columns(rows)?;
+        let CopyState::Copying { first_snapshot, .. } = self.copy_state() else {
+            return Err(Error::bug(format!(
+                "copied rows for table \"{}\", which is not being copied",
+                self.owner.table
+            )));
+        };
+        if snapshot != first_snapshot && !self.is_keyed() {
+            return Err(Error::new(
+                &code::RECOPY,
+                format!("table \"{}\" has no key and cannot be copied under two snapshots", self.owner.table),
+            ));
+        }
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        self.guarded(|silver| silver.stage_range(rows, snapshot))
+    }
+
+    fn stage_range(&mut self, rows: &RecordBatch, snapshot: Lsn) -> Result<()> {
+        self.last_copied = self.last_copied.max(Some(snapshot));
+        if !matches!(self.index, Index::Keyed(_)) {
+            let columns = self.copied_columns(rows, snapshot)?;
+            let first =
+                self.stage.write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
+            return self.index_rows(rows, first);
+        }
+        let Identity::Key(key) = self.schema.identity.clone() else {
+            return Err(Error::bug("a key index without a key"));
+        };
+        let key_columns: Vec<ArrayRef> =
+            key.iter().filter_map(|at| rows.columns().get(*at)).map(Arc::clone).collect();
+        let mut encoder = KeyEncoder::of_key(&key_columns)?;
+        let mut keys = Vec::with_capacity(rows.num_rows());
+        let mut newest = Vec::with_capacity(rows.num_rows());
+        let mut replaced = Vec::new();
+        let Index::Keyed(index) = &self.index else {
+            return Err(Error::bug("a key index that is none"));
+        };
+        let state = State { index, segments: &self.segments, stage: &self.stage };
+        let mut doubled = 0;
+        for row in 0..rows.num_rows() {
+            if encoder.has_null(row) {
+                return Err(self.unfit("has a NULL in its key"));
+            }
+            let key = encoder.key(row);
+            let held = state.find(key);
+            let held_snapshot = held.and_then(|at| state.snapshot_of(at));
+            newest.push(held_snapshot.is_none_or(|held| held <= snapshot));
+            keys.push(key);
+            if let Some(held) = held
+                && held_snapshot <= Some(snapshot)
+            {
+                doubled += u64::from(held_snapshot == Some(snapshot));
+                replaced.push(held);
+            }
+        }
+        if doubled > 0 && self.settings.on_conflict == OnConflict::Stop {
+            return Err(self.unfit("has a key that another row has too"));
+        }
+        self.conflicts += doubled;
+        let keep = BooleanArray::from(newest.clone());
+        let rows = filter_record_batch(rows, &keep)
+            .map_err(|e| Error::bug("copied rows cannot be picked").with_source(e))?;
+        for location in replaced {
+            self.bury(location)?;
+        }
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let columns = self.copied_columns(&rows, snapshot)?;
+        let first = self.stage.write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
+        let mut place = first;
+        let kept = keys.into_iter().zip(newest).filter(|(_, newest)| *newest);
+        for (key, _) in kept {
+            self.index_copied(key, place)?;
+            place.row += 1;
+        }
+        Ok(())
+    }
+
+    /// A key of a row just written. Within one batch, too, a key may come twice.
+    fn index_copied(&mut self, key: u128, place: Location) -> Result<()> {
+        let Index::Keyed(index) = &mut self.index else { return Ok(()) };
+        let Some(held) = index.insert(key, place) else { return Ok(()) };
+        if held.segment != place.segment || self.stage.is_deleted(held) {
+            return Ok(());
+        }
+        if self.settings.on_conflict == OnConflict::Stop {
+            return Err(self.unfit("has a key that another row has too"));
+        }
+        self.conflicts += 1;
+        self.bury(held)
+    }
+
+    fn unfit(&self, what: &str) -> Error {
+        Error::new(
+            &code::CONFLICT,
+            format!("a copied row of table \"{}\" {what}", self.owner.table),
+        )
+        .with_hint("name columns that are unique and never NULL as the table's key")
+    }
+
+    fn copied_columns(&self, rows: &RecordBatch, snapshot: Lsn) -> Result<RecordBatch> {
+        let count = rows.num_rows();
+        let mut columns: HashMap<&str, ArrayRef> = HashMap::new();
+        for (column, values) in self.schema.columns.iter().zip(rows.columns()) {
+            columns.insert(&column.name, Arc::clone(values));
+        }
+        for (kind, name) in &self.metadata {
+            let values: ArrayRef = match kind {
+                MetadataColumn::CommitLsn => {
+                    Arc::new(Int64Array::from_value(snapshot.as_txn_version(), count))
+                }
+                MetadataColumn::CommitTime => new_null_array(
+                    &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+                    count,
+                ),
+                MetadataColumn::Op => {
+                    Arc::new(StringArray::from_iter_values(std::iter::repeat_n("r", count)))
+                }
+            };
+            columns.insert(name, values);
+        }
+        self.in_table_order(&columns, count)
+    }
+
+    /// Commits what was copied, up to `next_page` of a relation (`u32::MAX`: all of it).
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_copied(&mut self, relfilenode: u32, next_page: u32) -> Result<u64> {
+        self.check_usable()?;
+        self.guarded(|silver| {
+            let txns = silver.positions.copied(relfilenode, next_page, silver.last_copied);
+            silver.commit_staged(txns)
+        })
+    }
+
+    /// The copy is complete: the table stands just before its first snapshot.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn finish_copy(&mut self) -> Result<()> {
+        self.check_usable()?;
+        let CopyState::Copying { first_snapshot, last_snapshot, .. } = self.copy_state() else {
+            return Err(Error::bug(format!(
+                "the copy of table \"{}\" was finished without being begun",
+                self.owner.table
+            )));
+        };
+        let last = self.last_copied.map_or(last_snapshot, |last| last.max(last_snapshot));
+        self.guarded(|silver| {
+            let txns = silver.positions.finish(first_snapshot, last);
+            silver.commit_staged(txns).map(|_| ())
+        })
+    }
+}

@@ -1,0 +1,254 @@
+//! The registry of data files: what is live, what is staged, which rows are deleted.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use alluvium_change::{Error, Lsn, Result};
+use roaring::RoaringTreemap;
+
+use crate::key_index::{Location, SegmentId};
+use crate::log::{DeletedRows, Descriptor, LiveFile, NewFile};
+use crate::write::loosen_bounds;
+
+/// A data file, by the number the index knows it under.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Of a staged file, as it will be in the log.
+    pub(super) file: LiveFile,
+    /// In a commit; otherwise written since the last.
+    pub(super) committed: bool,
+    /// The snapshot its rows were copied under; None when changes wrote it.
+    pub(super) snapshot: Option<Lsn>,
+    pub(super) deleted: RoaringTreemap,
+    /// Rows were deleted since the last commit.
+    dirty: bool,
+}
+
+/// All files of the table but those still open.
+#[derive(Debug, Default)]
+pub(super) struct Segments {
+    by_id: BTreeMap<SegmentId, Segment>,
+    /// Committed files that the next commit removes.
+    removed: Vec<LiveFile>,
+    next_id: SegmentId,
+}
+
+/// What the next commit does to files.
+pub(super) struct Changes<'a> {
+    pub(super) adds: Vec<NewFile>,
+    pub(super) deletes: Vec<DeletedRows<'a>>,
+    pub(super) removes: Vec<&'a LiveFile>,
+}
+
+const COPY_PREFIX: &str = "copy-";
+
+/// A name for a new data file. The snapshot of copied rows is in it, so that it survives restarts.
+pub(super) fn file_name(snapshot: Option<Lsn>) -> String {
+    let id = uuid::Uuid::new_v4();
+    match snapshot {
+        Some(snapshot) => format!("{COPY_PREFIX}{:016x}-{id}.parquet", snapshot.0),
+        None => format!("part-{id}.parquet"),
+    }
+}
+
+/// The snapshot in a data file's name.
+pub(super) fn snapshot_of_name(name: &str) -> Option<Lsn> {
+    let hex = name.strip_prefix(COPY_PREFIX)?.get(..16)?;
+    u64::from_str_radix(hex, 16).ok().map(Lsn)
+}
+
+impl Segment {
+    pub(super) fn live_rows(&self) -> u64 {
+        self.file.num_rows.saturating_sub(self.deleted.len())
+    }
+}
+
+impl Segments {
+    /// A number for a new file.
+    pub(super) fn reserve(&mut self) -> Result<SegmentId> {
+        let id = self.next_id;
+        self.next_id =
+            id.checked_add(1).ok_or_else(|| Error::bug("more than 2^32 data files in one run"))?;
+        Ok(id)
+    }
+
+    pub(super) fn insert_live(&mut self, file: LiveFile, deleted: RoaringTreemap) -> Result<SegmentId> {
+        let id = self.reserve()?;
+        let snapshot = snapshot_of_name(&file.path);
+        let segment = Segment { file, committed: true, snapshot, deleted, dirty: false };
+        self.by_id.insert(id, segment);
+        Ok(id)
+    }
+
+    /// A file that was just closed, with the rows of it that are deleted already.
+    pub(super) fn insert_staged(
+        &mut self,
+        id: SegmentId,
+        file: NewFile,
+        deleted: RoaringTreemap,
+        snapshot: Option<Lsn>,
+    ) {
+        let file = LiveFile {
+            path: file.path,
+            size_bytes: file.size_bytes,
+            modified_ms: file.modified_ms,
+            stats: file.stats,
+            num_rows: file.num_rows,
+            deletion_vector: None,
+        };
+        let segment = Segment { file, committed: false, snapshot, deleted, dirty: false };
+        self.by_id.insert(id, segment);
+    }
+
+    pub(super) fn get(&self, id: SegmentId) -> Option<&Segment> {
+        self.by_id.get(&id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        self.by_id.iter().map(|(id, segment)| (*id, segment))
+    }
+
+    pub(super) fn live_rows(&self) -> u64 {
+        self.by_id.values().map(Segment::live_rows).sum()
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.removed.is_empty() || self.by_id.values().any(|s| s.dirty || !s.committed)
+    }
+
+    /// Marks a row deleted.
+    pub(super) fn delete(&mut self, location: Location) -> Result<()> {
+        let segment = self
+            .by_id
+            .get_mut(&location.segment)
+            .ok_or_else(|| Error::bug("the key index names a file that is not live"))?;
+        if u64::from(location.row) >= segment.file.num_rows {
+            return Err(Error::bug("the key index names a row beyond its file's end"));
+        }
+        if !segment.deleted.insert(u64::from(location.row)) {
+            return Err(Error::bug("the key index names a row that is deleted"));
+        }
+        segment.dirty = true;
+        Ok(())
+    }
+
+    /// Takes away the files that do not pass.
+    pub(super) fn retain(&mut self, dir: &Path, keep: impl Fn(&Segment) -> bool) {
+        let gone: Vec<SegmentId> =
+            self.iter().filter(|(_, segment)| !keep(segment)).map(|(id, _)| id).collect();
+        for id in gone {
+            if let Some(segment) = self.by_id.remove(&id) {
+                if segment.committed {
+                    self.removed.push(segment.file);
+                } else {
+                    let _ = std::fs::remove_file(dir.join(&segment.file.path));
+                }
+            }
+        }
+    }
+
+    /// What the next commit does. A file none of whose rows is left is removed, or never added.
+    pub(super) fn changes(&self) -> Changes<'_> {
+        let mut changes =
+            Changes { adds: Vec::new(), deletes: Vec::new(), removes: self.removed.iter().collect() };
+        for segment in self.by_id.values() {
+            let empty = segment.live_rows() == 0;
+            if segment.committed {
+                if segment.dirty && empty {
+                    changes.removes.push(&segment.file);
+                } else if segment.dirty {
+                    changes.deletes.push(DeletedRows { file: &segment.file, rows: &segment.deleted });
+                }
+            } else if !empty {
+                changes.adds.push(segment.to_add());
+            }
+        }
+        changes
+    }
+
+    /// The changes were committed; descriptors come in the order of [`Self::changes`].
+    pub(super) fn committed(
+        &mut self,
+        dir: &Path,
+        adds: &[Option<Descriptor>],
+        deletes: &[Descriptor],
+    ) -> Result<()> {
+        let missing = || Error::bug("a commit returned too few deletion vectors");
+        let (mut adds, mut deletes) = (adds.iter(), deletes.iter());
+        for segment in self.by_id.values_mut() {
+            if segment.live_rows() == 0 {
+                continue;
+            }
+            if !segment.committed {
+                segment.file.deletion_vector.clone_from(adds.next().ok_or_else(missing)?);
+                segment.committed = true;
+            } else if segment.dirty {
+                segment.file.deletion_vector = Some(deletes.next().ok_or_else(missing)?.clone());
+            }
+            if segment.file.deletion_vector.is_some() {
+                segment.file.stats = loosen_bounds(&segment.file.stats);
+            }
+            segment.dirty = false;
+        }
+        self.by_id.retain(|_, segment| {
+            let keep = segment.live_rows() > 0;
+            if !keep && !segment.committed {
+                let _ = std::fs::remove_file(dir.join(&segment.file.path));
+            }
+            keep
+        });
+        self.removed.clear();
+        Ok(())
+    }
+}
+
+impl Segments {
+    /// Every committed file was replaced by one with the same rows in the same places, in the order
+    /// of [`Self::committed_files`].
+    pub(super) fn rewritten(
+        &mut self,
+        adds: Vec<NewFile>,
+        descriptors: Vec<Option<Descriptor>>,
+    ) -> Result<()> {
+        let missing = || Error::bug("a rewritten file is missing");
+        let mut replacements = adds.into_iter().zip(descriptors);
+        for segment in self.by_id.values_mut().filter(|segment| segment.committed) {
+            let (file, deletion_vector) = replacements.next().ok_or_else(missing)?;
+            segment.file = LiveFile {
+                path: file.path,
+                size_bytes: file.size_bytes,
+                modified_ms: file.modified_ms,
+                stats: file.stats,
+                num_rows: file.num_rows,
+                deletion_vector,
+            };
+        }
+        Ok(())
+    }
+
+    /// Files that no commit names.
+    pub(super) fn remove_staged_files(&self, dir: &Path) {
+        for segment in self.by_id.values().filter(|segment| !segment.committed) {
+            let _ = std::fs::remove_file(dir.join(&segment.file.path));
+        }
+    }
+}
+
+impl Segment {
+    /// The file as a commit adds it, deleted rows and all.
+    pub(super) fn to_add(&self) -> NewFile {
+        let any_deleted = !self.deleted.is_empty();
+        NewFile {
+            path: self.file.path.clone(),
+            size_bytes: self.file.size_bytes,
+            modified_ms: self.file.modified_ms,
+            stats: if any_deleted {
+                loosen_bounds(&self.file.stats)
+            } else {
+                self.file.stats.clone()
+            },
+            num_rows: self.file.num_rows,
+            deleted: any_deleted.then(|| self.deleted.clone()),
+        }
+    }
+}

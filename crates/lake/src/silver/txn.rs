@@ -1,0 +1,128 @@
+//! Progress of a silver table, as the `txn` actions that carry it.
+
+use std::collections::BTreeMap;
+
+use alluvium_change::Lsn;
+
+use super::CopyState;
+
+const NONE: i64 = -1;
+
+/// The table's application ids and their versions.
+#[derive(Debug, Clone)]
+pub(super) struct Positions {
+    app_id: String,
+    txns: BTreeMap<String, i64>,
+}
+
+type Txns = Vec<(String, i64)>;
+
+impl Positions {
+    pub(super) fn new(app_id: String, txns: BTreeMap<String, i64>) -> Self {
+        Self { app_id, txns }
+    }
+
+    fn id(&self, suffix: &str) -> String {
+        format!("{}/{suffix}", self.app_id)
+    }
+
+    fn lsn(&self, id: &str) -> Option<Lsn> {
+        let version = *self.txns.get(id)?;
+        (version >= 0).then(|| Lsn::from_txn_version(version))
+    }
+
+    pub(super) fn position(&self) -> Lsn {
+        self.lsn(&self.app_id).unwrap_or(Lsn::ZERO)
+    }
+
+    pub(super) fn stopped_at(&self) -> Option<Lsn> {
+        self.lsn(&self.id("stopped"))
+    }
+
+    /// Changes that commit before this may be in the initial copy already.
+    pub(super) fn reconcile_until(&self) -> Lsn {
+        self.lsn(&self.id("reconcile_until")).unwrap_or(Lsn::ZERO)
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.lsn(&self.app_id).is_some()
+    }
+
+    pub(super) fn copy_state(&self) -> CopyState {
+        if self.is_complete() {
+            return CopyState::Complete;
+        }
+        match (self.lsn(&self.id("copy_first")), self.lsn(&self.id("copy_last"))) {
+            (Some(first_snapshot), Some(last_snapshot)) => CopyState::Copying {
+                progress: self.progress(),
+                first_snapshot,
+                last_snapshot,
+            },
+            _ => CopyState::None,
+        }
+    }
+
+    fn progress(&self) -> BTreeMap<u32, u32> {
+        let prefix = self.id("copy/");
+        self.txns
+            .iter()
+            .filter_map(|(id, page)| {
+                let relfilenode = id.strip_prefix(&prefix)?.parse().ok()?;
+                Some((relfilenode, u32::try_from(*page).ok()?))
+            })
+            .collect()
+    }
+
+    /// A commit was made with these.
+    pub(super) fn set(&mut self, txns: &[(String, i64)]) {
+        self.txns.extend(txns.iter().cloned());
+    }
+
+    pub(super) fn at(&self, position: Lsn) -> Txns {
+        vec![(self.app_id.clone(), position.as_txn_version())]
+    }
+
+    pub(super) fn stopped(&self, at: Lsn) -> Txns {
+        vec![(self.id("stopped"), at.as_txn_version())]
+    }
+
+    /// Everything forgotten.
+    pub(super) fn reset(&self) -> Txns {
+        let own = format!("{}/", self.app_id);
+        self.txns
+            .iter()
+            .filter(|(id, version)| {
+                **version != NONE && (**id == self.app_id || id.starts_with(&own))
+            })
+            .map(|(id, _)| (id.clone(), NONE))
+            .collect()
+    }
+
+    /// A copy begun under `snapshot`, all before forgotten.
+    pub(super) fn begin(&self, snapshot: Lsn) -> Txns {
+        let mut txns: BTreeMap<String, i64> = self.reset().into_iter().collect();
+        for suffix in ["copy_first", "copy_last"] {
+            txns.insert(self.id(suffix), snapshot.as_txn_version());
+        }
+        txns.into_iter().collect()
+    }
+
+    /// A range copied, up to `next_page` of `relfilenode`, under `snapshot` or an earlier one.
+    pub(super) fn copied(&self, relfilenode: u32, next_page: u32, snapshot: Option<Lsn>) -> Txns {
+        let mut txns = vec![(self.id(&format!("copy/{relfilenode}")), i64::from(next_page))];
+        let last = self.lsn(&self.id("copy_last"));
+        if let Some(snapshot) = snapshot.filter(|snapshot| Some(*snapshot) > last) {
+            txns.push((self.id("copy_last"), snapshot.as_txn_version()));
+        }
+        txns
+    }
+
+    /// The copy complete, under snapshots from `first` to `last`.
+    pub(super) fn finish(&self, first: Lsn, last: Lsn) -> Txns {
+        let reconcile_until = if last > first { last.as_txn_version() } else { NONE };
+        vec![
+            (self.app_id.clone(), first.before().as_txn_version()),
+            (self.id("reconcile_until"), reconcile_until),
+        ]
+    }
+}
