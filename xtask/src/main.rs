@@ -1,1 +1,89 @@
-fn main() {}
+//! The project's own checks: `cargo xtask check` is what `.ci/run` and the pre-commit hook call.
+
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask check [--fast]    format, tidy, clippy with warnings denied
+       cargo xtask tidy              only what clippy cannot see: sizes, headers, crate edges,
+                                     single copies, error pages, links from docs into the code
+--fast leaves out clippy";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match args.as_slice() {
+        ["check"] => check(true),
+        ["check", "--fast"] => check(false),
+        ["tidy"] => tidy(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(thorough: bool) -> Result<()> {
+    cargo(&["fmt", "--all", "--check"], "not formatted: run cargo fmt --all")?;
+    tidy()?;
+    if thorough {
+        let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        cargo(&clippy, "clippy has something to say")?;
+        typos()?;
+    }
+    eprintln!("check: ok");
+    Ok(())
+}
+
+fn tidy() -> Result<()> {
+    let root = project_dir();
+    let faults = tidy::faults(&root)?;
+    for fault in &faults {
+        eprintln!("{fault}");
+    }
+    if !faults.is_empty() {
+        bail!("tidy found {} faults", faults.len());
+    }
+    Ok(())
+}
+
+/// Spelling, where the tool is installed: it is no part of the toolchain.
+fn typos() -> Result<()> {
+    let Ok(status) = Command::new("typos").current_dir(project_dir()).status() else {
+        eprintln!("check: typos is not installed, spelling is not checked (cargo install typos-cli)");
+        return Ok(());
+    };
+    if !status.success() {
+        bail!("typos found spelling mistakes");
+    }
+    Ok(())
+}
+
+fn cargo(args: &[&str], complaint: &str) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(args)
+        .current_dir(project_dir())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("{complaint}");
+    }
+    Ok(())
+}
+
+fn project_dir() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}

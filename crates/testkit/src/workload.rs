@@ -1,5 +1,6 @@
 //! The seeded random workload of `tools/check/workload.py`.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,10 @@ use serde::Deserialize;
 
 use crate::tools::{check_script, checked, send_signal};
 
+const SIGTERM: i32 = 15;
+
 /// What a run did.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Stats {
     pub seconds: f64,
     pub transactions: u64,
@@ -74,6 +77,10 @@ impl Running {
         }
         let child = self.child.take().context("the workload was taken")?;
         let output = child.wait_with_output()?;
+        if output.status.signal() == Some(SIGTERM) {
+            // Stopped before it had installed its handler, so before the first transaction.
+            return Ok(Stats::default());
+        }
         if !output.status.success() {
             bail!("workload.py ended with {}", output.status);
         }

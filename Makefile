@@ -1,0 +1,35 @@
+# Everyday commands: `make help`. Each installs what it needs and is missing (tools/setup), from a fresh clone too.
+
+# One build serves all clones and working trees.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check interop
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+build: ## the alluvium binary
+	@tools/setup demo
+	cargo build --package alluvium
+	@echo "built $(CARGO_TARGET_DIR)/debug/alluvium"
+
+demo: ## a private PostgreSQL with a shop, streamed live (DEMO_SECONDS=30 ends it by itself)
+	@tools/setup demo
+	cargo build --package alluvium
+	@exec "$(CARGO_TARGET_DIR)/debug/alluvium" demo
+
+test: ## all tests, on two major versions of PostgreSQL where they can be had
+	@tools/setup test
+	cargo test --workspace --no-run
+	cargo test --quiet --workspace
+
+check: ## format, lints, tidy (cargo xtask check)
+	@tools/setup check
+	cargo xtask check
+
+interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, once)
+	@tools/setup test
+	for major in 13 14 15 16 17 18; do tools/postgres-binaries $$major || exit 1; done
+	ALLUVIUM_TEST_PG_VERSIONS=13,14,15,16,17,18 cargo test --quiet --workspace
