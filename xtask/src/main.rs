@@ -35,10 +35,21 @@ fn main() -> ExitCode {
 }
 
 fn check(thorough: bool) -> Result<()> {
-    cargo(&["fmt", "--all", "--check"], "not formatted: run cargo fmt --all")?;
+    cargo(
+        &["fmt", "--all", "--check"],
+        "not formatted: run cargo fmt --all",
+    )?;
     tidy()?;
     if thorough {
-        let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        let clippy = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
         cargo(&clippy, "clippy has something to say")?;
         typos()?;
     }
@@ -61,7 +72,9 @@ fn tidy() -> Result<()> {
 /// Spelling, where the tool is installed: it is no part of the toolchain.
 fn typos() -> Result<()> {
     let Ok(status) = Command::new("typos").current_dir(project_dir()).status() else {
-        eprintln!("check: typos is not installed, spelling is not checked (cargo install typos-cli)");
+        eprintln!(
+            "check: typos is not installed, spelling is not checked (cargo install typos-cli)"
+        );
         return Ok(());
     };
     if !status.success() {

@@ -71,5 +71,8 @@ fn read(path: &Path) -> Result<String> {
 
 /// `path` as people write it, from the project's root.
 fn shown(root: &Path, path: &Path) -> String {
-    path.strip_prefix(root).unwrap_or(path).display().to_string()
+    path.strip_prefix(root)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }

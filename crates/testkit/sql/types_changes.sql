@@ -3,15 +3,15 @@
 -- many commits inside: run it alone, not within a transaction.
 DO $do$
 DECLARE
+    -- Read before the first commit: version 13 has no snapshot for rows that a loop fetches after one.
+    all_tables oid[] := (SELECT array_agg(oid ORDER BY relname) FROM pg_class WHERE relnamespace = 'types'::regnamespace AND relkind = 'r');
     of_table record;
+    of_oid oid;
     of_column text;
 BEGIN
-    FOR of_table IN
-        SELECT c.oid::regclass AS name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns, array_agg(quote_ident(a.attname)::text ORDER BY a.attnum) AS column_list
-        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE c.relnamespace = 'types'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> 'id'
-        GROUP BY c.oid ORDER BY c.relname
-    LOOP
+    FOREACH of_oid IN ARRAY all_tables LOOP
+        SELECT of_oid::regclass AS name, string_agg(quote_ident(attname), ', ' ORDER BY attnum) AS columns, array_agg(quote_ident(attname)::text ORDER BY attnum) AS column_list
+        INTO of_table FROM pg_attribute WHERE attrelid = of_oid AND attnum > 0 AND NOT attisdropped AND attname <> 'id';
         EXECUTE format('INSERT INTO %s (id, %s) SELECT id + 1000, %s FROM %s', of_table.name, of_table.columns, of_table.columns, of_table.name);
         COMMIT;
         FOREACH of_column IN ARRAY of_table.column_list LOOP

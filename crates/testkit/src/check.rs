@@ -47,7 +47,11 @@ impl Report {
 impl fmt::Display for Report {
     /// The tables that are not equal, whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for table in self.tables().iter().filter(|table| table["status"] != "equal") {
+        for table in self
+            .tables()
+            .iter()
+            .filter(|table| table["status"] != "equal")
+        {
             writeln!(f, "{table:#}")?;
         }
         Ok(())

@@ -325,7 +325,11 @@ impl PgCluster {
             ("port", port.as_str()),
             ("unix_socket_directories", socket_dir.as_str()),
         ];
-        let given = self.builder.conf.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        let given = self
+            .builder
+            .conf
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()));
         let text: String = DEFAULT_CONF
             .iter()
             .copied()
@@ -357,14 +361,18 @@ impl PgCluster {
             if let Some(status) = server.try_wait()? {
                 bail!("postgres ended with {status} instead of starting");
             }
-            let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
+            let text =
+                fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
             let lines: Vec<&str> = text.lines().map(str::trim).collect();
             if lines.first() == Some(&pid.as_str()) && lines.get(7) == Some(&"ready") {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("postgres did not start within {} s", START_PATIENCE.as_secs());
+        bail!(
+            "postgres did not start within {} s",
+            START_PATIENCE.as_secs()
+        );
     }
 
     fn stop(&mut self, signal: &str) -> Result<()> {

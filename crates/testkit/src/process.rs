@@ -67,7 +67,10 @@ impl Alluvium {
             .map(|dir| dir.join("alluvium"))
             .find(|path| path.is_file());
         built.with_context(|| {
-            format!("no alluvium beside {}; build it with: cargo build -p alluvium", test.display())
+            format!(
+                "no alluvium beside {}; build it with: cargo build -p alluvium",
+                test.display()
+            )
         })
     }
 
@@ -176,7 +179,10 @@ impl Alluvium {
                 return Ok(());
             }
             if ended.is_some() || Instant::now() >= deadline {
-                bail!("alluvium did not say \"{text}\" ({ended:?})\nstderr:\n{}", self.stderr());
+                bail!(
+                    "alluvium did not say \"{text}\" ({ended:?})\nstderr:\n{}",
+                    self.stderr()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }

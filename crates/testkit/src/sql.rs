@@ -11,6 +11,12 @@ pub const TYPES_CHANGES: &str = include_str!("../sql/types_changes.sql");
 /// Types that PostgreSQL has only from version 14 on (multiranges); otherwise as [`TYPES`].
 pub const TYPES_14: &str = include_str!("../sql/types_14.sql");
 
+/// Tables with unusual names, identities, partitions, generated columns, inheritance.
+pub const NAMES: &str = include_str!("../sql/names.sql");
+
+/// Run after [`NAMES`]: changes each of its tables, in one transaction.
+pub const NAMES_CHANGES: &str = include_str!("../sql/names_changes.sql");
+
 /// The Shop database: customers, products, orders, order items, with triggers and seed rows.
 pub const SHOP: &str = include_str!("../sql/shop.sql");
 

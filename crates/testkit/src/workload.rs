@@ -99,6 +99,9 @@ impl Drop for Running {
 
 fn parse(stdout: &[u8]) -> Result<Stats> {
     serde_json::from_slice(stdout).with_context(|| {
-        format!("workload.py printed no result: {}", String::from_utf8_lossy(stdout))
+        format!(
+            "workload.py printed no result: {}",
+            String::from_utf8_lossy(stdout)
+        )
     })
 }

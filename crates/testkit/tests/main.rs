@@ -24,7 +24,10 @@ fn each_version_starts_with_logical_replication() -> Result<()> {
         assert_eq!(pg.query_text("SHOW wal_level")?, "logical");
         assert_eq!(pg.query_text("SHOW work_mem")?, "5MB");
         pg.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")?;
-        assert_eq!(pg.query_text("SELECT plugin FROM pg_replication_slots")?, "pgoutput");
+        assert_eq!(
+            pg.query_text("SELECT plugin FROM pg_replication_slots")?,
+            "pgoutput"
+        );
     }
     Ok(())
 }
@@ -36,7 +39,10 @@ fn data_and_port_outlive_both_kinds_of_stop() -> Result<()> {
     pg.execute("CREATE TABLE t (a text); INSERT INTO t VALUES ('x|y'), (NULL)")?;
     for stop in [PgCluster::stop_fast, PgCluster::stop_immediate] {
         stop(&mut pg)?;
-        assert!(pg.execute("SELECT 1").is_err(), "the stopped server answered");
+        assert!(
+            pg.execute("SELECT 1").is_err(),
+            "the stopped server answered"
+        );
         pg.start_again()?;
         assert_eq!(pg.port(), port);
         assert_eq!(pg.query_text("SELECT a, 1 FROM t")?, "x|y|1\n|1");
@@ -55,7 +61,9 @@ fn a_password_is_asked_for() -> Result<()> {
     let pg = PgCluster::builder().password("s3cret").start()?;
     assert_eq!(pg.query_text("SELECT 1")?, "1");
     let url = pg.url("postgres").replace("s3cret", "wrong");
-    let wrong = Command::new("psql").args([&url, "-c", "SELECT 1"]).output()?;
+    let wrong = Command::new("psql")
+        .args([&url, "-c", "SELECT 1"])
+        .output()?;
     assert!(!wrong.status.success());
     Ok(())
 }
@@ -64,7 +72,9 @@ fn a_password_is_asked_for() -> Result<()> {
 async fn queries_work_inside_a_runtime() -> Result<()> {
     let pg = PgCluster::start(None, &[])?;
     assert_eq!(pg.query_text("SELECT 'ä'")?, "ä");
-    let error = pg.query_text("SELECT nothing").expect_err("there is no such column");
+    let error = pg
+        .query_text("SELECT nothing")
+        .expect_err("there is no such column");
     assert!(error.to_string().contains("42703"), "{error}");
     Ok(())
 }
@@ -77,7 +87,12 @@ fn helper_that_holds_a_cluster() -> Result<()> {
     }
     let pg = PgCluster::start(None, &[])?;
     let mut out = std::io::stdout();
-    writeln!(out, "\nholding {} {}", pg.dir().display(), pg.pid().unwrap())?;
+    writeln!(
+        out,
+        "\nholding {} {}",
+        pg.dir().display(),
+        pg.pid().unwrap()
+    )?;
     out.flush()?;
     std::thread::sleep(Duration::from_secs(60));
     Ok(())
@@ -103,7 +118,11 @@ fn a_killed_test_leaves_no_server_and_no_directory() -> Result<()> {
     let server = Path::new("/proc").join(words.next().unwrap());
     let deadline = Instant::now() + Duration::from_secs(20);
     while dir.exists() || server.exists() {
-        assert!(Instant::now() < deadline, "{} or its server is left", dir.display());
+        assert!(
+            Instant::now() < deadline,
+            "{} or its server is left",
+            dir.display()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -121,8 +140,13 @@ fn types_and_their_changes_load_on_each_version() -> Result<()> {
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'types'",
         )?;
         let digests = || -> Result<Vec<String>> {
-            let digest = |table| format!("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM {table} t");
-            tables.lines().map(|table| pg.query_text(&digest(table))).collect()
+            let digest = |table| {
+                format!("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM {table} t")
+            };
+            tables
+                .lines()
+                .map(|table| pg.query_text(&digest(table)))
+                .collect()
         };
         let before = digests()?;
         assert!(before.len() >= 10, "only {} tables of types", before.len());
@@ -131,6 +155,18 @@ fn types_and_their_changes_load_on_each_version() -> Result<()> {
             assert_ne!(before, after, "{table} is not changed");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn unusual_tables_load_and_change() -> Result<()> {
+    let pg = PgCluster::start(None, &[])?;
+    pg.execute(sql::NAMES)?;
+    pg.execute("CREATE PUBLICATION p FOR TABLE by_index, by_whole_row, key_and_whole_row, parted, two_keys")?;
+    pg.execute(sql::NAMES_CHANGES)?;
+    let counted =
+        pg.query_text("SELECT count(*), count(*) FILTER (WHERE b = 'once') FROM by_whole_row")?;
+    assert_eq!(counted, "7|3");
     Ok(())
 }
 
@@ -148,7 +184,10 @@ fn shop_traffic_changes_the_shop() -> Result<()> {
         .map(|_| pg.query_text_in("source_db", "SELECT shop_step()"))
         .collect::<Result<_>>()?;
     for kind in ["order", "status", "stock", "delete", "customer"] {
-        assert!(steps.iter().any(|step| step.starts_with(kind)), "no step \"{kind}\": {steps:?}");
+        assert!(
+            steps.iter().any(|step| step.starts_with(kind)),
+            "no step \"{kind}\": {steps:?}"
+        );
     }
     let wrong_totals = "SELECT count(*) FROM orders o WHERE id > 3 AND total_amount IS DISTINCT FROM \
                         (SELECT sum(quantity * unit_price) FROM order_items WHERE order_id = o.id)";
@@ -176,7 +215,10 @@ fn the_workload_runs_and_an_empty_lake_is_not_equal() -> Result<()> {
     assert!(!report.equal);
     assert_eq!(report.num_tables(), 10);
     assert_eq!(report.table("public.w_plain").unwrap()["status"], "missing");
-    let said = report.expect_equal().expect_err("nothing is there").to_string();
+    let said = report
+        .expect_equal()
+        .expect_err("nothing is there")
+        .to_string();
     assert!(said.contains("public.w_plain"), "{said}");
     assert!(check::compare("postgres://nobody@127.0.0.1:1/none", lake.path(), &[]).is_err());
     Ok(())
@@ -188,11 +230,17 @@ fn processes_are_watched() -> Result<()> {
     let patience = Duration::from_secs(20);
     let script = ["-c", "echo out $WORD; echo err >&2; exit 3"];
     let finished = Alluvium::run(sh, &script, here, &[("WORD", "w")], patience)?;
-    assert_eq!((finished.code(), finished.stdout.as_str()), (Some(3), "out w\n"));
+    assert_eq!(
+        (finished.code(), finished.stdout.as_str()),
+        (Some(3), "out w\n")
+    );
     assert_eq!(finished.stderr, "err\n");
     assert!(finished.success().is_err());
 
-    let script = ["-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"];
+    let script = [
+        "-c",
+        "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done",
+    ];
     let mut asked = Alluvium::spawn(sh, &script, here, &[])?;
     asked.wait_for_output("up", patience)?;
     assert_eq!(asked.wait_timeout(Duration::from_millis(50))?, None);
@@ -202,6 +250,15 @@ fn processes_are_watched() -> Result<()> {
     killed.wait_for_output("up", patience)?;
     killed.kill_9()?;
     assert_eq!(killed.wait_timeout(patience)?.unwrap().code(), None);
-    assert!(Alluvium::run(sh, &["-c", "sleep 30"], here, &[], Duration::from_millis(100)).is_err());
+    assert!(
+        Alluvium::run(
+            sh,
+            &["-c", "sleep 30"],
+            here,
+            &[],
+            Duration::from_millis(100)
+        )
+        .is_err()
+    );
     Ok(())
 }

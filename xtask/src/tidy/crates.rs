@@ -22,7 +22,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("alluvium-query", &["alluvium-lake", "alluvium-change"]),
     (
         "alluvium-pipeline",
-        &["alluvium-source-postgres", "alluvium-lake", "alluvium-change"],
+        &[
+            "alluvium-source-postgres",
+            "alluvium-lake",
+            "alluvium-change",
+        ],
     ),
     (
         BINARY,
@@ -40,8 +44,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// A package of these names, or whose name starts with one that ends in `-`, is in the binary once.
 const ONE_COPY: &[&str] = &[
-    "arrow", "arrow-", "parquet", "parquet-", "datafusion", "datafusion-", "object_store",
-    "roaring", "delta_kernel",
+    "arrow",
+    "arrow-",
+    "parquet",
+    "parquet-",
+    "datafusion",
+    "datafusion-",
+    "object_store",
+    "roaring",
+    "delta_kernel",
 ];
 
 pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
@@ -59,23 +70,31 @@ fn metadata(root: &Path) -> Result<Value> {
         .output()
         .context("cannot run cargo metadata")?;
     if !output.status.success() {
-        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cargo metadata failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn list<'a>(value: &'a Value, name: &str) -> Result<&'a [Value]> {
     let list = value[name].as_array();
-    list.map(Vec::as_slice).with_context(|| format!("cargo metadata has no list \"{name}\""))
+    list.map(Vec::as_slice)
+        .with_context(|| format!("cargo metadata has no list \"{name}\""))
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Result<&'a str> {
-    value[name].as_str().with_context(|| format!("cargo metadata has no text \"{name}\""))
+    value[name]
+        .as_str()
+        .with_context(|| format!("cargo metadata has no text \"{name}\""))
 }
 
 fn edges(metadata: &Value) -> Result<Vec<Fault>> {
-    let members: BTreeSet<&str> =
-        list(metadata, "workspace_members")?.iter().filter_map(Value::as_str).collect();
+    let members: BTreeSet<&str> = list(metadata, "workspace_members")?
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     let mut faults = Vec::new();
     for package in list(metadata, "packages")? {
         if !members.contains(text(package, "id")?) {
@@ -137,7 +156,9 @@ fn copies(metadata: &Value) -> Result<Vec<Fault>> {
     if versions.is_empty() {
         bail!("none of {ONE_COPY:?} is a dependency of {BINARY}: the check looks at nothing");
     }
-    let several = versions.into_iter().filter(|(_, versions)| versions.len() > 1);
+    let several = versions
+        .into_iter()
+        .filter(|(_, versions)| versions.len() > 1);
     Ok(several
         .map(|(name, versions)| {
             let all = versions.into_iter().collect::<Vec<_>>().join(", ");
@@ -184,7 +205,11 @@ mod tests {
             {"name": "serde", "path": null, "kind": null},
         ]);
         assert_eq!(edges(&workspace(&allowed))?, []);
-        for (name, kind) in [("alluvium-query", json!(null)), ("alluvium-testkit", json!(null)), ("alluvium-pipeline", json!("dev"))] {
+        for (name, kind) in [
+            ("alluvium-query", json!(null)),
+            ("alluvium-testkit", json!(null)),
+            ("alluvium-pipeline", json!("dev")),
+        ] {
             let wrong = json!([{"name": name, "path": "/x", "kind": kind}]);
             assert_eq!(edges(&workspace(&wrong))?.len(), 1, "{name} was allowed");
         }

@@ -19,19 +19,32 @@ pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
     }
     let mut pages = BTreeMap::new();
     for path in files_below(&root.join(PAGES), "md")? {
-        let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let id = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if id != "README" {
             pages.insert(id, (shown(root, &path), read(&path)?));
         }
     }
     let mut faults = Vec::new();
-    for (id, title) in &codes {
+    for (at, (id, title)) in codes.iter().enumerate() {
+        if codes.iter().take(at).any(|(before, _)| before == id) {
+            faults.push(Fault::new(CODES, format!("{id} is used twice")));
+            continue;
+        }
         match pages.remove(id) {
-            None => faults.push(Fault::new(CODES, format!("{id} has no page {PAGES}/{id}.md"))),
+            None => faults.push(Fault::new(
+                CODES,
+                format!("{id} has no page {PAGES}/{id}.md"),
+            )),
             Some((name, page)) => faults.extend(of_page(&name, &page, id, title)),
         }
     }
-    let orphans = pages.into_values().map(|(name, _)| Fault::new(name, "no error has this code"));
+    let orphans = pages
+        .into_values()
+        .map(|(name, _)| Fault::new(name, "no error has this code"));
     faults.extend(orphans);
     Ok(faults)
 }
@@ -53,7 +66,10 @@ fn of_page(name: &str, page: &str, id: &str, title: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
     let heading = format!("# {id}: {title}");
     if page.lines().next() != Some(heading.as_str()) {
-        faults.push(Fault::new(name, format!("does not open with \"{heading}\"")));
+        faults.push(Fault::new(
+            name,
+            format!("does not open with \"{heading}\""),
+        ));
     }
     let mut sections = page.split("\n## ").skip(1);
     for wanted in SECTIONS {
@@ -62,7 +78,10 @@ fn of_page(name: &str, page: &str, id: &str, title: &str) -> Vec<Fault> {
             continue;
         };
         if heading.trim() != *wanted {
-            faults.push(Fault::new(name, format!("\"{heading}\" stands where \"{wanted}\" belongs")));
+            faults.push(Fault::new(
+                name,
+                format!("\"{heading}\" stands where \"{wanted}\" belongs"),
+            ));
         } else if text.trim().is_empty() {
             faults.push(Fault::new(name, format!("section \"{wanted}\" is empty")));
         }
@@ -79,7 +98,10 @@ mod tests {
     #[test]
     fn codes_are_read_from_the_macro() {
         let source = "codes! {\n    A \"AL-X-001\" Never \"it broke\",\n        \"mend it\";\n}\n#[cfg(test)]\nB \"AL-T-001\" Never \"t\",\n";
-        assert_eq!(codes_in(source), [("AL-X-001".to_owned(), "it broke".to_owned())]);
+        assert_eq!(
+            codes_in(source),
+            [("AL-X-001".to_owned(), "it broke".to_owned())]
+        );
     }
 
     #[test]
@@ -90,8 +112,35 @@ mod tests {
     #[test]
     fn title_and_sections_are_checked() {
         assert_eq!(of_page("p", PAGE, "AL-X-001", "it burst").len(), 1);
-        assert_eq!(of_page("p", &PAGE.replace("## Why\nb", "## Why\n"), "AL-X-001", "it broke").len(), 1);
-        assert_eq!(of_page("p", &PAGE.replace("## Example output\nd\n", ""), "AL-X-001", "it broke").len(), 1);
-        assert_eq!(of_page("p", &PAGE.replace("## Why", "## Because"), "AL-X-001", "it broke").len(), 1);
+        assert_eq!(
+            of_page(
+                "p",
+                &PAGE.replace("## Why\nb", "## Why\n"),
+                "AL-X-001",
+                "it broke"
+            )
+            .len(),
+            1
+        );
+        assert_eq!(
+            of_page(
+                "p",
+                &PAGE.replace("## Example output\nd\n", ""),
+                "AL-X-001",
+                "it broke"
+            )
+            .len(),
+            1
+        );
+        assert_eq!(
+            of_page(
+                "p",
+                &PAGE.replace("## Why", "## Because"),
+                "AL-X-001",
+                "it broke"
+            )
+            .len(),
+            1
+        );
     }
 }

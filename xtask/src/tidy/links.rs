@@ -13,7 +13,15 @@ use super::{Fault, files_below, read, shown};
 const LIFE: (&str, usize) = ("docs/life-of-a-change.md", 10);
 const PAGES_OF_ROOT: &[&str] = &["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 const DEFINERS: &[&str] = &[
-    "fn", "struct", "enum", "trait", "type", "const", "static", "mod", "macro_rules!",
+    "fn",
+    "struct",
+    "enum",
+    "trait",
+    "type",
+    "const",
+    "static",
+    "mod",
+    "macro_rules!",
 ];
 
 struct Link<'a> {
@@ -25,7 +33,12 @@ struct Link<'a> {
 pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
     let mut pages = files_below(&root.join("docs"), "md")?;
-    pages.extend(PAGES_OF_ROOT.iter().map(|name| root.join(name)).filter(|path| path.exists()));
+    pages.extend(
+        PAGES_OF_ROOT
+            .iter()
+            .map(|name| root.join(name))
+            .filter(|path| path.exists()),
+    );
     for path in pages {
         let (name, text) = (shown(root, &path), read(&path)?);
         let dir = path.parent().unwrap_or(root);
@@ -37,7 +50,10 @@ pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
     }
     let (life, least) = LIFE;
     let text = read(&root.join(life)).unwrap_or_default();
-    let named = links_in(&text).iter().filter(|link| defined_name(link).is_some()).count();
+    let named = links_in(&text)
+        .iter()
+        .filter(|link| defined_name(link).is_some())
+        .count();
     if named < least {
         let says = format!("links {named} definitions, expected at least {least}");
         faults.push(Fault::new(life, says));
@@ -75,7 +91,9 @@ fn defined_name<'a>(link: &Link<'a>) -> Option<&'a str> {
     let name = link.text.strip_prefix('`')?.strip_suffix('`')?;
     let (file, _) = link.target.split_once('#').unwrap_or((link.target, ""));
     let name = name.strip_suffix("()").unwrap_or(name);
-    let is_path = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == ':');
+    let is_path = name
+        .chars()
+        .all(|c| c.is_alphanumeric() || c == '_' || c == ':');
     (is_path && Path::new(file).extension().is_some_and(|ext| ext == "rs")).then_some(name)
 }
 
@@ -102,7 +120,9 @@ fn fault_of(link: &Link<'_>, dir: &Path) -> Result<Option<String>> {
 }
 
 fn defines(source: &str, name: &str) -> bool {
-    DEFINERS.iter().any(|definer| has_word(source, &format!("{definer} {name}")))
+    DEFINERS
+        .iter()
+        .any(|definer| has_word(source, &format!("{definer} {name}")))
 }
 
 /// Whether `word` stands in `source` with no letter, digit or underscore beside it.
@@ -110,7 +130,9 @@ fn has_word(source: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     source.match_indices(word).any(|(at, _)| {
         let before = source.get(..at).and_then(|text| text.chars().next_back());
-        let after = source.get(at + word.len()..).and_then(|text| text.chars().next());
+        let after = source
+            .get(at + word.len()..)
+            .and_then(|text| text.chars().next());
         !before.is_some_and(is_part) && !after.is_some_and(is_part)
     })
 }
@@ -131,17 +153,33 @@ mod tests {
     fn links_and_names_are_found() {
         let page = "see [`Merge::apply`](a.rs) and [b](b.md#x)\n```\n[c](c.md)\n```\n[`d()`](d.rs)";
         let links = links_in(page);
-        let seen: Vec<_> = links.iter().map(|l| (l.line, l.target, defined_name(l))).collect();
+        let seen: Vec<_> = links
+            .iter()
+            .map(|l| (l.line, l.target, defined_name(l)))
+            .collect();
         assert_eq!(
             seen,
-            [(1, "a.rs", Some("Merge::apply")), (1, "b.md#x", None), (5, "d.rs", Some("d"))]
+            [
+                (1, "a.rs", Some("Merge::apply")),
+                (1, "b.md#x", None),
+                (5, "d.rs", Some("d"))
+            ]
         );
     }
 
     #[test]
     fn a_link_to_a_name_that_is_gone_is_a_fault() -> Result<()> {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tidy");
-        let fault = |text, target| fault_of(&Link { line: 1, text, target }, &here);
+        let fault = |text, target| {
+            fault_of(
+                &Link {
+                    line: 1,
+                    text,
+                    target,
+                },
+                &here,
+            )
+        };
         assert_eq!(fault("`fault_of`", "links.rs")?, None);
         assert_eq!(fault("`Link`", "links.rs#L1")?, None);
         assert_eq!(fault("elsewhere", "https://example.com/x.rs")?, None);

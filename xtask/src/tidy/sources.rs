@@ -44,7 +44,10 @@ fn production_lines(text: &str) -> usize {
         matches!(pair, [attribute, module]
             if attribute.trim() == "#[cfg(test)]" && module.trim_start().starts_with("mod "))
     };
-    lines.windows(2).position(opens_tests).unwrap_or(lines.len())
+    lines
+        .windows(2)
+        .position(opens_tests)
+        .unwrap_or(lines.len())
 }
 
 #[cfg(test)]

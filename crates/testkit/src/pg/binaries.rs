@@ -83,7 +83,8 @@ fn majors_in(root: &Path) -> Vec<(u16, PathBuf)> {
         .filter_map(|entry| {
             let major: u16 = entry.file_name().to_str()?.parse().ok()?;
             let dir = entry.path().join("bin");
-            let runnable = is_executable(&dir.join("initdb")) && is_executable(&dir.join("postgres"));
+            let runnable =
+                is_executable(&dir.join("initdb")) && is_executable(&dir.join("postgres"));
             (major >= OLDEST_MAJOR && runnable).then_some((major, dir))
         })
         .collect()

@@ -8,7 +8,10 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 pub(super) fn execute(url: &str, sql: &str) -> Result<()> {
     on_own_runtime(async {
         let client = connect(url).await?;
-        client.batch_execute(sql).await.map_err(|error| explain(&error, sql))
+        client
+            .batch_execute(sql)
+            .await
+            .map_err(|error| explain(&error, sql))
     })
 }
 
@@ -59,9 +62,10 @@ fn on_own_runtime<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Resu
 
 /// The server's own words: the error's `Display` says only "db error".
 fn explain(error: &tokio_postgres::Error, sql: &str) -> anyhow::Error {
-    let said = error
-        .as_db_error()
-        .map_or_else(|| error.to_string(), |db| format!("{}: {}", db.code().code(), db.message()));
+    let said = error.as_db_error().map_or_else(
+        || error.to_string(),
+        |db| format!("{}: {}", db.code().code(), db.message()),
+    );
     let start: String = sql.chars().take(300).collect();
     anyhow!("{said}\nin: {start}")
 }

@@ -16,7 +16,11 @@ impl OsUser {
     /// `None` when this process may run the server itself; for root `postgres`, else `nobody`.
     pub(super) fn for_server() -> Result<Option<Self>> {
         // The owner of our own entry in /proc is who we are, without an unsafe call.
-        if fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() != 0 {
+        if fs::metadata("/proc/self")
+            .context("cannot read /proc/self")?
+            .uid()
+            != 0
+        {
             return Ok(None);
         }
         let passwd = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;

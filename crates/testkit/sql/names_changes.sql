@@ -1,0 +1,23 @@
+-- Changes of each table of names.sql, in one transaction when run as one batch.
+UPDATE "Order Items" SET "Quantity" = 7 WHERE "Id" = 2;
+INSERT INTO "Order Items" VALUES (3, 3, 'neu');
+UPDATE "_hidden" SET v = 'c' WHERE id = 1; DELETE FROM "_hidden" WHERE id = 2;
+UPDATE ".dot" SET v = 'c' WHERE id = 1; DELETE FROM ".dot" WHERE id = 2;
+UPDATE "percent%20and~tilde" SET id = 3 WHERE id = 1;
+UPDATE "quo""te'd" SET "quo""te'd" = '"' WHERE id = 1;
+UPDATE "日本語" SET "名前" = '三' WHERE "識別子" = 1; DELETE FROM "日本語" WHERE "識別子" = 2;
+TRUNCATE sales.orders; INSERT INTO sales.orders VALUES (1, 'after'), (5, 'the truncate');
+UPDATE "Größe & Maß"."Länge/Breite" SET "größe" = 0.001;
+DELETE FROM long_names WHERE id = 1;
+UPDATE own_columns SET _before = 'c', "dotted.name" = 'e' WHERE _op = 1; DELETE FROM own_columns WHERE _op = 2;
+UPDATE two_keys SET a = 3 WHERE a = 1 AND b = 'a'; UPDATE two_keys SET v = 'changed' WHERE b = 'b';
+UPDATE only_key SET id = 30 WHERE id = 3; DELETE FROM only_key WHERE id = 1;
+UPDATE by_index SET part = 9 WHERE part = 2; UPDATE by_index SET v = 'v' WHERE code = 'b'; DELETE FROM by_index WHERE part = 1 AND code = 'a';
+DELETE FROM by_whole_row WHERE ctid = (SELECT min(ctid) FROM by_whole_row WHERE a = 1 AND b = 'same');
+UPDATE by_whole_row SET b = 'was NULL' WHERE ctid = (SELECT min(ctid) FROM by_whole_row WHERE a IS NULL);
+INSERT INTO by_whole_row VALUES (2, 'once'), (2, 'once');
+UPDATE key_and_whole_row SET v = 'c' WHERE id = 1; UPDATE key_and_whole_row SET id = 5 WHERE id = 2;
+INSERT INTO append_only VALUES (1, 'a'), (3, 'c');
+UPDATE generated SET price = 2.5 WHERE v = 'a'; INSERT INTO generated (price, v) VALUES (9.99, 'c');
+UPDATE parted SET region = 1 WHERE id = 2; UPDATE parted SET v = 'z' WHERE region = 2; INSERT INTO parted VALUES (7, 7, 'seven');
+UPDATE parent SET v = v || '!'; DELETE FROM child WHERE id = 2;
