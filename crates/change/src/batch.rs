@@ -87,4 +87,40 @@ impl ChangeBatch {
         let end = self.unchanged.partition_point(|u| u.row <= row);
         self.unchanged.get(start..end).unwrap_or(&[])
     }
+
+    /// Rows `offset..offset + length`, sharing the columns' memory. Out of range is cut.
+    #[must_use]
+    pub fn slice(&self, offset: usize, length: usize) -> Self {
+        let start = offset.min(self.num_rows());
+        let end = offset.saturating_add(length).min(self.num_rows());
+        let first = u32::try_from(start).unwrap_or(u32::MAX);
+        let last = u32::try_from(end).unwrap_or(u32::MAX);
+        let unchanged = self
+            .unchanged
+            .iter()
+            .filter(|u| u.row >= first && u.row < last)
+            .map(|u| Unchanged { row: u.row - first, column: u.column })
+            .collect();
+        Self {
+            table: Arc::clone(&self.table),
+            ops: self.ops[start..end].to_vec(),
+            commit_lsn: self.commit_lsn[start..end].to_vec(),
+            event_serial: self.event_serial[start..end].to_vec(),
+            xid: self.xid[start..end].to_vec(),
+            commit_time_micros: self.commit_time_micros[start..end].to_vec(),
+            rows: self.rows.slice(start, end - start),
+            old: self.old.as_ref().map(|old| OldImages {
+                row_of: old.row_of[start..end].to_vec(),
+                rows: old.rows.clone(),
+            }),
+            unchanged,
+        }
+    }
+
+    /// Rows before the batch's last transaction begins: that one may go on in a later batch.
+    #[must_use]
+    pub fn rows_before_last_transaction(&self) -> usize {
+        let Some(last) = self.commit_lsn.last() else { return 0 };
+        self.commit_lsn.iter().rposition(|lsn| lsn != last).map_or(0, |at| at + 1)
+    }
 }

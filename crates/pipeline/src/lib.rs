@@ -1,1 +1,25 @@
-//! pipeline
+//! Wiring: from the project file to a running pipeline. No data logic.
+//!
+//! ```text
+//! source-postgres::capture ─► stream (cuts) ─► owner (one per table) ─► lake: bronze, silver
+//!                                  ▲                    │ durable
+//!                                  └── acknowledge ◄────┘
+//! ```
+//!
+//! - [`project`]: the project file
+//! - [`run`]: the pipeline from start to end
+//! - [`doctor`], [`status`], [`requests`]: what the other commands need
+
+mod acknowledge;
+mod copy;
+pub mod doctor;
+mod lock;
+mod owner;
+pub mod project;
+pub mod requests;
+pub mod run;
+pub mod status;
+mod stream;
+mod tables;
+
+pub use lock::LakeLock;

@@ -44,6 +44,12 @@ pub struct QueryResult {
     pub batches: Batches,
 }
 
+impl std::fmt::Debug for QueryResult {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryResult").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}
+
 impl QueryResult {
     /// Whether there are rows to show: false for `SET`.
     #[must_use]
@@ -92,7 +98,7 @@ impl Session {
                 .with_hint("check [lake] path; a lake is made by: alluvium run"));
         }
         let pool = FairSpillPool::new(settings.memory_bytes);
-        let largest = const { std::num::NonZeroUsize::new(3).unwrap() };
+        let largest = std::num::NonZeroUsize::MIN.saturating_add(2);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, largest)))
             .build_arc()
@@ -101,6 +107,19 @@ impl Session {
         let listing = Listing::new(lake_root);
         context.register_catalog(CATALOG, Arc::new(LakeCatalog::new(&listing)));
         Ok(Self { context, listing })
+    }
+
+    /// A table that is in no lake, as `test.public.<name>`.
+    #[cfg(test)]
+    pub(crate) fn register_for_test(&self, name: &str, table: Arc<crate::table::LakeTable>) {
+        use datafusion::catalog::{
+            CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider,
+        };
+        let schema = MemorySchemaProvider::new();
+        let _ = schema.register_table(name.to_owned(), table);
+        let catalog = MemoryCatalogProvider::new();
+        let _ = catalog.register_schema("public", Arc::new(schema));
+        self.context.register_catalog("test", Arc::new(catalog));
     }
 
     /// The statements of `text`, which are separated by `;`.

@@ -380,7 +380,7 @@ pub fn invalid_value(
     )
     .with_detail(format!("value \"{}\" of type {source_type}{with_key}", invalid.text))
     .with_hint(format!(
-        "choose what happens to such values: [tables.\"{id}\".columns.\"{name}\"] on_invalid = \
+        "choose what happens to such values: [tables.\"{id}\".column.\"{name}\"] on_invalid = \
          \"clamp\" (nearest value), \"null\", or \"string\" (the whole column as text); \
          \"error\" is the default and stops this table"
     ))

@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod connect;
 pub mod copy;
 pub mod pgoutput;
+pub mod preflight;
 pub mod publication;
 pub mod replication;
 pub mod slot;

@@ -62,7 +62,7 @@ impl ReplicationConnection {
     /// As [`connect::connect`]; `PG_SLOTS_FULL` when all walsenders are taken, `PG_RIGHTS` without
     /// the REPLICATION attribute.
     pub async fn connect(options: &ConnectOptions) -> Result<Self> {
-        let wire = connect::open(options, async |transport| {
+        let wire = connect::open(options, |transport| async {
             Wire::start(options, transport)
                 .await
                 .map_err(|error| connect::start_error(error, options))

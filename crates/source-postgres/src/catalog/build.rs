@@ -9,7 +9,7 @@ use super::rows::{AttributeRow, IndexRow, LeafRow, Relation};
 use super::selection::{TableOverride, TableSelection};
 use super::types::Types;
 use super::{Attribute, Leaf, Refusal, SourceTable};
-use crate::type_map::{ColumnOptions, ColumnPlan, OnInvalid, plan_column};
+use crate::type_map::{ColumnOptions, ColumnPlan, plan_column};
 
 const PAGE_BYTES: i64 = 8192;
 /// For a table never analysed: a guess, for the progress display only.
@@ -194,7 +194,7 @@ fn plan_columns(
                 .column_options
                 .get(&attribute.name)
                 .cloned()
-                .unwrap_or((OnInvalid::Error, None));
+                .unwrap_or((settings.on_invalid, None));
             let options = ColumnOptions {
                 on_invalid,
                 stored_as,

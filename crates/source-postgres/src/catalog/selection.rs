@@ -17,6 +17,8 @@ pub struct TableOverride {
     /// Only these columns; empty: all.
     pub columns: Vec<String>,
     pub exclude_columns: Vec<String>,
+    /// What happens to values Delta cannot hold, in columns that do not say otherwise.
+    pub on_invalid: OnInvalid,
     /// By column: what happens to values Delta cannot hold, and the type to store.
     pub column_options: BTreeMap<String, ColumnChoice>,
 }

@@ -27,7 +27,7 @@ use tokio_postgres::{Client, NoTls};
 /// `PG_CONNECT`, `PG_AUTH`, `PG_DATABASE`, `PG_TLS`, `PG_RIGHTS`, `PG_SLOTS_FULL`: see the code's
 /// page; the server's own words are in the message and detail.
 pub async fn connect(options: &ConnectOptions) -> Result<Client> {
-    let client = transport::open(options, async |transport| start(options, transport).await).await?;
+    let client = transport::open(options, |transport| start(options, transport)).await?;
     client
         .batch_execute(&session::settings_sql())
         .await
@@ -36,10 +36,13 @@ pub async fn connect(options: &ConnectOptions) -> Result<Client> {
 }
 
 /// Opens the stream of a replication session and hands it to `start`.
-pub(crate) async fn open<T>(
+pub(crate) async fn open<T, F>(
     options: &ConnectOptions,
-    start: impl AsyncFn(Transport) -> Result<T>,
-) -> Result<T> {
+    start: impl Fn(Transport) -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
     transport::open(options, start).await
 }
 

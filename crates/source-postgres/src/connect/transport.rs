@@ -53,22 +53,27 @@ fn attempts(options: &ConnectOptions) -> &'static [Attempt] {
 
 /// Opens a stream and hands it to `start`; where `sslmode` leaves a choice and the server's rules
 /// refuse one way, tries the other.
-pub(super) async fn open<T>(
+pub(super) async fn open<T, F>(
     options: &ConnectOptions,
-    start: impl AsyncFn(Transport) -> Result<T>,
-) -> Result<T> {
-    let one = async |attempt| {
-        let transport = open_one(options, attempt).await?;
-        let is_tls = matches!(transport, Transport::Tls(_));
-        start(transport).await.map_err(|error| (error, is_tls))
-    };
+    start: impl Fn(Transport) -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
     let attempts = attempts(options);
     let run = async {
         let mut last = Error::bug("no way to connect was tried");
         for (place, &attempt) in attempts.iter().enumerate() {
-            let (error, was_tls) = match one(attempt).await {
+            let (outcome, was_tls) = match connect_socket(options, attempt).await {
+                Ok(transport) => {
+                    let is_tls = matches!(transport, Transport::Tls(_));
+                    (start(transport).await, is_tls)
+                }
+                Err(error) => (Err(error), false),
+            };
+            let error = match outcome {
                 Ok(done) => return Ok(done),
-                Err(failed) => failed,
+                Err(error) => error,
             };
             let is_last = place + 1 == attempts.len();
             let refused_by_rules =
@@ -90,10 +95,6 @@ pub(super) async fn open<T>(
         Err(_) => Err(Error::new(&code::PG_CONNECT, format!("\"{options}\" did not answer"))
             .with_detail(format!("waited {} s", options.connect_timeout.as_secs()))),
     }
-}
-
-async fn open_one(options: &ConnectOptions, attempt: Attempt) -> Result<Transport, (Error, bool)> {
-    connect_socket(options, attempt).await.map_err(|error| (error, false))
 }
 
 async fn connect_socket(options: &ConnectOptions, attempt: Attempt) -> Result<Transport> {

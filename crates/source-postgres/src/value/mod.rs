@@ -17,6 +17,7 @@ mod literal;
 mod nested;
 mod node;
 mod number;
+mod range;
 #[cfg(test)]
 pub(crate) mod tests;
 mod time;

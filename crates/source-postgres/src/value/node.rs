@@ -15,8 +15,8 @@ use arrow::error::ArrowError;
 use super::column::{Bits, Bytes, Fixed};
 use super::decoder::{decimal_type, timestamp_type};
 use super::literal::{extend_from_hex, push_hex};
-use super::nested::{ArrayColumn, CompositeColumn, MapColumn, MultirangeColumn};
-use super::nested::{PointColumn, RangeColumn, VectorColumn};
+use super::nested::{ArrayColumn, CompositeColumn, MapColumn, PointColumn, VectorColumn};
+use super::range::{MultirangeColumn, RangeColumn};
 use super::{
     BinaryForm, Decimal, Decoder, Kind, LongForm, OnInvalid, Reject, TextForm, number, settle, time,
 };
@@ -172,7 +172,7 @@ impl Node {
                 decimal,
                 fraction_digits,
             } => {
-                let parsed = decimal.from_money(number::money(text)?, *fraction_digits);
+                let parsed = decimal.of_money(number::money(text)?, *fraction_digits);
                 column.push_option(settle(parsed, on_invalid)?);
             }
             Self::Text(column, _) => return append_utf8(column, text, on_invalid),
@@ -230,7 +230,7 @@ impl Node {
                 fraction_digits,
             } => {
                 let raw = i64::from_be_bytes(exactly(bytes)?);
-                let parsed = decimal.from_money(raw, *fraction_digits);
+                let parsed = decimal.of_money(raw, *fraction_digits);
                 column.push_option(settle(parsed, on_invalid)?);
             }
             Self::Text(column, form) => {

@@ -167,7 +167,7 @@ impl Decimal {
     }
 
     /// `money` from its raw 64-bit integer, which counts units of 10^-`fraction_digits`.
-    pub(crate) fn from_money(self, raw: i64, fraction_digits: u8) -> Result<i128, Reject<i128>> {
+    pub(crate) fn of_money(self, raw: i64, fraction_digits: u8) -> Result<i128, Reject<i128>> {
         let magnitude = i128::from(raw.unsigned_abs());
         let missing = usize::from(self.scale.saturating_sub(fraction_digits));
         let surplus = usize::from(fraction_digits.saturating_sub(self.scale));

@@ -41,7 +41,7 @@ fn outcome(
 fn check(ty: &PgType, value: &str, binary: Option<&[u8]>, kind: &str, nearest: Option<i128>) {
     assert_eq!(
         outcome(ty, OnInvalid::Error, value, binary),
-        Err(kind).map_err(leak),
+        Err(leak(kind)),
         "{value}"
     );
     assert_eq!(

@@ -1,0 +1,76 @@
+//! `alluvium run`: the pipeline, until a signal or until caught up.
+
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use alluvium_change::{Error, Result};
+use alluvium_pipeline::project;
+use alluvium_pipeline::run::{RunOptions, RunReport, run as run_pipeline};
+use alluvium_pipeline::status::StatusBoard;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::STOPPED_TABLES;
+use crate::args::{Output, Run};
+use crate::{print, progress};
+
+struct Report([RunReport; 1]);
+
+impl print::Rows for Report {
+    type Row = RunReport;
+
+    fn rows(&self) -> &[RunReport] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [report] = &self.0;
+        writeln!(f, "{} tables, durable up to {}", report.tables, report.position)?;
+        if !report.stopped.is_empty() {
+            writeln!(f, "stopped by errors: {} (see: alluvium status)", report.stopped.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the project's pipeline.
+pub async fn run(config: &Path, args: &Run, output: Output) -> Result<ExitCode> {
+    let project = project::load(config)?;
+    let shutdown = shutdown_on_signal()?;
+    let board = StatusBoard::default();
+    let follower = tokio::spawn(progress::follow(board.clone()));
+    let options = RunOptions { until_caught_up: args.until_caught_up };
+    let outcome = Box::pin(run_pipeline(project, options, board, shutdown)).await;
+    follower.abort();
+    let report = outcome?;
+    let stopped = !report.stopped.is_empty();
+    print::rows(&Report([report]), output)?;
+    Ok(if stopped { ExitCode::from(STOPPED_TABLES) } else { ExitCode::SUCCESS })
+}
+
+/// Turns true at SIGINT or SIGTERM; a second signal ends the process at once.
+pub fn shutdown_on_signal() -> Result<watch::Receiver<bool>> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| Error::bug("cannot listen to signals").with_source(error))
+    };
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("finishing the commit in hand; once more to stop at once");
+        sender.send_replace(true);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(130);
+    });
+    Ok(receiver)
+}

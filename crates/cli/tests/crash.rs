@@ -1,0 +1,144 @@
+//! Killed anywhere, any number of times: nothing is lost, nothing is invented.
+
+use std::time::Duration;
+
+use alluvium_change::failpoint;
+use alluvium_testkit::{Alluvium, PgCluster, sql, workload};
+
+use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin};
+
+const MORE: &str = "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 50\ndelta_checkpoint_every_commits = 3\n";
+const ABORT: i32 = 6;
+
+/// One server for all failpoints; a new table, project and slot for each.
+#[test]
+fn a_crash_at_each_step_loses_nothing() {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, "", "\"public.*\"", MORE);
+    for name in failpoint::NAMES {
+        // The second hit comes when something has been written already.
+        for hits in [1, 2] {
+            crash_at(&setup, name, hits);
+        }
+    }
+}
+
+fn crash_at(setup: &Setup, name: &str, hits: u64) {
+    let pg = &setup.pg;
+    pg.execute("DROP TABLE IF EXISTS a, b").unwrap();
+    pg.execute(
+        "CREATE TABLE a (id int PRIMARY KEY, v text, big text);
+         ALTER TABLE a ALTER COLUMN big SET STORAGE EXTERNAL;
+         CREATE TABLE b (n int, v text);
+         ALTER TABLE b REPLICA IDENTITY FULL;
+         INSERT INTO a SELECT g, 'v' || g, repeat('x', 3000) FROM generate_series(1, 300) g;
+         INSERT INTO b SELECT g % 7, 'b' FROM generate_series(1, 300) g;",
+    )
+    .unwrap();
+    let _ = std::fs::remove_dir_all(setup.lake());
+    let _ = std::fs::remove_dir_all(setup.dir.path().join(".alluvium"));
+    pg.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").unwrap();
+    let armed = format!("{name}:{hits}");
+    let crash = |must: bool| {
+        let ended = Alluvium::run(
+            bin(),
+            CAUGHT_UP,
+            setup.dir.path(),
+            &[("ALLUVIUM_CRASH_AT", &armed)],
+            PATIENCE,
+        )
+        .unwrap();
+        let crashed = ended.signal() == Some(ABORT);
+        assert!(crashed || (!must && ended.code() == Some(0)), "{armed}: {}", ended.stderr);
+        crashed
+    };
+    let change = |round: i32| {
+        pg.execute(&format!(
+            "UPDATE a SET v = 'round {round}' WHERE id % 5 = {round};
+             UPDATE a SET id = id + 1000 WHERE id % 11 = {round};
+             DELETE FROM a WHERE id % 13 = {round};
+             INSERT INTO a VALUES ({round} + 10000, 'new', 'small');
+             DELETE FROM b WHERE ctid IN (SELECT ctid FROM b WHERE n = {round} LIMIT 10);
+             INSERT INTO b VALUES ({round}, 'b'), ({round}, 'b')"
+        ))
+        .unwrap();
+        for n in 0..6 {
+            pg.execute(&format!("UPDATE a SET v = '{round}.{n}' WHERE id = {n} + 2")).unwrap();
+        }
+    };
+    // While it is copied first, then while changes are followed.
+    let crashed_first = crash(false);
+    change(1);
+    let crashed_again = crash(false);
+    change(2);
+    assert!(crashed_first || crashed_again, "{armed} was never reached");
+    setup.catch_up();
+    setup.assert_equal();
+    bronze_rebuilds_silver(setup);
+}
+
+/// Bronze, replayed from the table's start, gives silver.
+fn bronze_rebuilds_silver(setup: &Setup) {
+    let rebuilt = setup.sql(
+        "WITH start AS (SELECT max(_commit_lsn) AS lsn FROM bronze.a WHERE _op = 't' OR _op = 'r'),
+         events AS (
+           SELECT _commit_lsn AS lsn, coalesce(_event_serial, -1) AS n, id, _op <> 'd' AS alive FROM bronze.a
+             WHERE _op IN ('r', 'c', 'u', 'd')
+           UNION ALL
+           SELECT _commit_lsn, _event_serial, _before['id'], false FROM bronze.a
+             WHERE _op = 'u' AND _before IS NOT NULL AND _before['id'] <> id),
+         last AS (SELECT id, alive, row_number() OVER (PARTITION BY id ORDER BY lsn DESC, n DESC, alive DESC) AS place FROM events)
+         SELECT count(*) AS n, sum(id) AS ids FROM last WHERE place = 1 AND alive",
+    );
+    let silver = setup.sql("SELECT count(*) AS n, sum(id) AS ids FROM a");
+    assert_eq!(rebuilt, silver);
+}
+
+/// kill -9 in a loop under the workload; `ALLUVIUM_KILL_ROUNDS` asks for more rounds.
+#[test]
+fn kill_9_in_a_loop_under_load_loses_nothing() {
+    let rounds: u32 =
+        std::env::var("ALLUVIUM_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, "", "\"public.*\"", MORE);
+    let url = setup.pg.url("postgres");
+    workload::setup(&url, 300).unwrap();
+    let load = workload::spawn(&url, 11, &["--seconds", "600", "--rate", "150", "--clients", "2"]).unwrap();
+    for round in 0..rounds {
+        let mut running = setup.spawn_run();
+        std::thread::sleep(Duration::from_millis(700 + u64::from(round * 379 % 1300)));
+        assert!(running.wait_timeout(Duration::ZERO).unwrap().is_none(), "ended by itself: {}", running.stderr());
+        running.kill_9().unwrap();
+    }
+    load.stop().unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+}
+
+/// The server crashes under the pipeline, which goes on by itself.
+#[test]
+fn a_restart_of_the_server_is_survived() {
+    let pg = PgCluster::start(None, &[("fsync", "on")]).unwrap();
+    let mut setup = Setup::on(pg, sql::SHOP, "\"public.*\"", MORE);
+    setup.pg.execute(sql::SHOP_TRAFFIC).unwrap();
+    let running = setup.spawn_run();
+    for _ in 0..3 {
+        for _ in 0..20 {
+            setup.pg.execute("SELECT shop_step()").unwrap();
+        }
+        setup.pg.stop_immediate().unwrap();
+        setup.pg.start_again().unwrap();
+    }
+    for _ in 0..20 {
+        setup.pg.execute("SELECT shop_step()").unwrap();
+    }
+    setup.pg.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication").unwrap();
+    setup.pg.execute("SELECT shop_step()").unwrap();
+    let orders = setup.pg.query_text("SELECT count(*) FROM orders").unwrap();
+    setup.wait(&running, "the stream has gone on", || {
+        setup.status("public.orders")["silver_rows"].to_string() == orders.trim()
+    });
+    crate::setup::terminate(running);
+    setup.catch_up();
+    setup.assert_equal();
+}

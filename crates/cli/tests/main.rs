@@ -1,0 +1,10 @@
+//! The program as a user runs it, against real PostgreSQL servers, judged by the independent
+//! comparer through DuckDB and delta-rs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod bad_input;
+mod crash;
+mod equality;
+mod life;
+mod setup;

@@ -1,0 +1,122 @@
+//! How far the source may be told that everything is durable: after the owners, before the
+//! standby status message.
+//!
+//! Invariant: [`Acknowledger::flushed`] never passes a cut that one of its tables has not made
+//! durable, and never goes back. Pure.
+
+use std::collections::VecDeque;
+
+use alluvium_change::Lsn;
+
+/// Names one cut of the stream.
+pub type CutId = u64;
+
+#[derive(Debug)]
+struct OpenCut {
+    id: CutId,
+    /// What the source may forget once this cut and all before it are durable.
+    end_lsn: Lsn,
+    tables_left: usize,
+}
+
+/// Counts, for each cut in order, the tables that have yet to make it durable.
+#[derive(Debug, Default)]
+pub struct Acknowledger {
+    next: CutId,
+    open: VecDeque<OpenCut>,
+    flushed: Lsn,
+}
+
+impl Acknowledger {
+    /// Starts where the source was last told.
+    #[must_use]
+    pub fn new(flushed: Lsn) -> Self {
+        Self { flushed, ..Self::default() }
+    }
+
+    /// Opens a cut that ends at `end_lsn` and that `tables` tables have to make durable.
+    pub fn open(&mut self, end_lsn: Lsn, tables: usize) -> CutId {
+        let id = self.next;
+        self.next += 1;
+        self.open.push_back(OpenCut { id, end_lsn, tables_left: tables });
+        self.settle();
+        id
+    }
+
+    /// One table has made its part of the cut durable (or is stopped, and no longer counts).
+    pub fn done(&mut self, id: CutId) {
+        if let Some(cut) = self.open.iter_mut().find(|cut| cut.id == id) {
+            cut.tables_left = cut.tables_left.saturating_sub(1);
+        }
+        self.settle();
+    }
+
+    /// The source has nothing for us up to `end_lsn`: it may be acknowledged as soon as all open
+    /// cuts are durable.
+    pub fn idle_through(&mut self, end_lsn: Lsn) {
+        match self.open.back_mut() {
+            Some(last) => last.end_lsn = last.end_lsn.max(end_lsn),
+            None => self.flushed = self.flushed.max(end_lsn),
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(first) = self.open.front()
+            && first.tables_left == 0
+        {
+            self.flushed = self.flushed.max(first.end_lsn);
+            self.open.pop_front();
+        }
+    }
+
+    /// Everything before this LSN is durable.
+    #[must_use]
+    pub fn flushed(&self) -> Lsn {
+        self.flushed
+    }
+
+    /// Cuts that are not durable yet.
+    #[must_use]
+    pub fn open_cuts(&self) -> usize {
+        self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_cut_waits_for_an_earlier_one() {
+        let mut acknowledger = Acknowledger::new(Lsn(5));
+        let first = acknowledger.open(Lsn(10), 2);
+        let second = acknowledger.open(Lsn(20), 1);
+        acknowledger.done(second);
+        assert_eq!(acknowledger.flushed(), Lsn(5));
+        acknowledger.done(first);
+        assert_eq!((acknowledger.flushed(), acknowledger.open_cuts()), (Lsn(5), 2));
+        acknowledger.done(first);
+        assert_eq!((acknowledger.flushed(), acknowledger.open_cuts()), (Lsn(20), 0));
+    }
+
+    #[test]
+    fn idle_progress_waits_for_open_cuts() {
+        let mut acknowledger = Acknowledger::new(Lsn(1));
+        acknowledger.idle_through(Lsn(7));
+        assert_eq!(acknowledger.flushed(), Lsn(7));
+        let cut = acknowledger.open(Lsn(10), 1);
+        acknowledger.idle_through(Lsn(30));
+        assert_eq!(acknowledger.flushed(), Lsn(7));
+        acknowledger.done(cut);
+        assert_eq!(acknowledger.flushed(), Lsn(30));
+        acknowledger.idle_through(Lsn(3));
+        assert_eq!(acknowledger.flushed(), Lsn(30), "never goes back");
+    }
+
+    #[test]
+    fn a_cut_without_tables_is_durable_at_once() {
+        let mut acknowledger = Acknowledger::new(Lsn(0));
+        acknowledger.open(Lsn(10), 0);
+        assert_eq!(acknowledger.flushed(), Lsn(10));
+    }
+}

@@ -1,0 +1,441 @@
+//! The initial copy: tables' pages in ranges, several connections in one snapshot, each range
+//! recorded in the lake as it is done.
+//!
+//! ```text
+//! ranges ─► workers (COPY … binary ─► Arrow) ─► in order ─► owner ─► bronze, silver
+//! ```
+//!
+//! Invariant: an owner gets the ranges of its table in order, so that "copied up to page n" says
+//! everything. Stands beside `stream`: changes are kept in bronze meanwhile.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use alluvium_change::{Error, Identity, Lsn, Result, TableId, code, failpoint};
+use alluvium_lake::CopyState;
+use alluvium_source_postgres::catalog::{self, SourceTable, TableSelection};
+use alluvium_source_postgres::connect::ConnectOptions;
+use alluvium_source_postgres::copy::{CopyRange, SnapshotSession, plan_ranges};
+use alluvium_source_postgres::replication::{CreatedSlot, ReplicationConnection, SlotKind};
+use arrow::array::RecordBatch;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::owner::{Command, CopiedRows, OwnerHandle, Reached};
+use crate::status::{ErrorStatus, Phase, StatusBoard};
+
+/// A table to be copied.
+#[derive(Clone)]
+pub struct CopyTarget {
+    pub table: Arc<SourceTable>,
+    pub owner: OwnerHandle,
+    /// Forget what is copied already.
+    pub afresh: bool,
+}
+
+/// How to copy.
+#[derive(Clone)]
+pub struct CopyContext {
+    pub options: ConnectOptions,
+    pub workers: u32,
+    /// Bytes of the source's pages in one range, and of rows a worker holds.
+    pub range_bytes: u64,
+    pub board: StatusBoard,
+    pub selection: TableSelection,
+}
+
+/// A snapshot that sessions can enter, as long as the slot's connection does nothing else.
+pub struct ExportedSnapshot {
+    name: String,
+    lsn: Lsn,
+    /// Keeps a temporary slot, and with it the snapshot, alive.
+    keeper: Option<ReplicationConnection>,
+}
+
+impl ExportedSnapshot {
+    /// The snapshot that came with a slot just created.
+    #[must_use]
+    pub fn of_slot(slot: &CreatedSlot) -> Self {
+        Self { name: slot.snapshot_name.clone(), lsn: slot.consistent_point, keeper: None }
+    }
+
+    /// A snapshot whose place in the WAL is known exactly: that of a temporary slot.
+    async fn temporary(options: &ConnectOptions) -> Result<Self> {
+        let mut keeper = ReplicationConnection::connect(options).await?;
+        let nanos = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .subsec_nanos();
+        let name = format!("alluvium_copy_{}_{nanos}", std::process::id());
+        let slot = keeper.create_slot(&name, SlotKind { temporary: true }).await?;
+        Ok(Self { keeper: Some(keeper), ..Self::of_slot(&slot) })
+    }
+}
+
+/// Sessions within one snapshot, with every table locked against being rewritten.
+pub struct CopySessions {
+    sessions: Vec<SnapshotSession>,
+    snapshot: Lsn,
+}
+
+impl CopySessions {
+    /// Enters the snapshot with as many sessions as there are workers.
+    ///
+    /// # Errors
+    /// The server cannot be reached, has no room, or refuses to lock a table for reading.
+    pub async fn enter(
+        context: &CopyContext,
+        targets: &mut [CopyTarget],
+        snapshot: ExportedSnapshot,
+    ) -> Result<Self> {
+        let mut sessions = Vec::new();
+        for _ in 0..context.workers {
+            sessions.push(SnapshotSession::open(&context.options, &snapshot.name).await?);
+        }
+        if let Some(first) = sessions.first() {
+            see_tables(context, targets, first).await?;
+        }
+        if let Some(keeper) = snapshot.keeper
+            && let Err(error) = keeper.close().await
+        {
+            tracing::debug!(error = %error, "the temporary slot's connection ended badly");
+        }
+        Ok(Self { sessions, snapshot: snapshot.lsn })
+    }
+}
+
+/// Takes the tables as the snapshot shows them, their leaves above all, and locks them.
+async fn see_tables(
+    context: &CopyContext,
+    targets: &mut [CopyTarget],
+    session: &SnapshotSession,
+) -> Result<()> {
+    let seen = catalog::load_tables(session.client(), &context.selection).await?;
+    let mut seen: BTreeMap<TableId, SourceTable> =
+        seen.into_iter().map(|table| (table.schema.id.clone(), table)).collect();
+    for target in targets {
+        let id = target.table.schema.id.clone();
+        let again = |what: &str| {
+            Error::new(&code::COPY_AGAIN, format!("table \"{id}\" {what} just before its copy"))
+        };
+        match seen.remove(&id) {
+            Some(table) if table.schema == target.table.schema => target.table = Arc::new(table),
+            Some(table) => {
+                let error = again("changed");
+                target.table = Arc::new(table);
+                return Err(error);
+            }
+            None => return Err(again("went away")),
+        }
+        if session.lock(&target.table).await?.rewritten {
+            return Err(again("was rewritten"));
+        }
+    }
+    Ok(())
+}
+
+/// Copies tables until none is left; a lost connection is tried again under a new snapshot.
+pub async fn copy_all(
+    context: CopyContext,
+    mut targets: Vec<CopyTarget>,
+    mut sessions: Option<CopySessions>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut pause = Duration::from_millis(200);
+    while !targets.is_empty() {
+        let entered = match sessions.take() {
+            Some(sessions) => Ok(sessions),
+            None => enter_new(&context, &mut targets).await,
+        };
+        let outcome = match entered {
+            Ok(sessions) => copy_in_snapshot(&context, &targets, sessions, &shutdown).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) if error.retry() == alluvium_change::Retry::Backoff => {
+                tracing::warn!(error = %error, detail = error.detail().unwrap_or(""), "copying was interrupted, trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    _ = shutdown.changed() => return Ok(()),
+                }
+                pause = (pause * 2).min(Duration::from_secs(30));
+            }
+            Err(error) => {
+                for target in &targets {
+                    fail(&context.board, &target.table.schema.id, &error);
+                }
+                return Err(error);
+            }
+        }
+        let board = context.board.read();
+        targets.retain(|target| {
+            let status = board.tables.get(&target.table.schema.id.to_string());
+            status.is_none_or(|s| matches!(s.phase, Phase::Waiting | Phase::Copying) && s.error.is_none())
+        });
+        for target in &mut targets {
+            target.afresh = false;
+        }
+    }
+    Ok(())
+}
+
+/// Has the table's changes kept in bronze from now on; must come before the copy's snapshot.
+///
+/// # Errors
+/// The owner has ended, or the lake cannot be written.
+pub async fn prepare(target: &CopyTarget) -> Result<()> {
+    let table = Arc::clone(&target.table);
+    target.owner.ask(|reply| Command::PrepareCopy { table, reply }).await
+}
+
+async fn enter_new(context: &CopyContext, targets: &mut [CopyTarget]) -> Result<CopySessions> {
+    for target in targets.iter() {
+        prepare(target).await?;
+    }
+    let snapshot = ExportedSnapshot::temporary(&context.options).await?;
+    CopySessions::enter(context, targets, snapshot).await
+}
+
+/// One range of one table's leaf, and its place among the table's ranges.
+struct Work {
+    target: usize,
+    range: CopyRange,
+    turn: usize,
+    /// How many ranges the table has.
+    of: usize,
+}
+
+/// A table's ranges are handed over in order: whose turn it is.
+struct Turns(Vec<watch::Sender<usize>>);
+
+impl Turns {
+    async fn wait(&self, target: usize, turn: usize) -> Result<()> {
+        let Some(sender) = self.0.get(target) else {
+            return Err(Error::bug("a range belongs to no table"));
+        };
+        let mut receiver = sender.subscribe();
+        receiver
+            .wait_for(|at| *at >= turn)
+            .await
+            .map_err(|_| Error::bug("copying ended while a range waited"))?;
+        Ok(())
+    }
+
+    fn advance(&self, target: usize, to: usize) {
+        if let Some(sender) = self.0.get(target) {
+            sender.send_replace(to);
+        }
+    }
+}
+
+struct Shared {
+    context: CopyContext,
+    targets: Vec<CopyTarget>,
+    snapshot: Lsn,
+    queue: Mutex<VecDeque<Work>>,
+    turns: Turns,
+    /// Tables that cannot be copied: the rest of their ranges is passed over.
+    failed: Mutex<HashSet<usize>>,
+    started: Instant,
+}
+
+async fn copy_in_snapshot(
+    context: &CopyContext,
+    targets: &[CopyTarget],
+    sessions: CopySessions,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<()> {
+    let mut queue = VecDeque::new();
+    for (place, target) in targets.iter().enumerate() {
+        let ranges = begin(context, target, sessions.snapshot).await?;
+        let of = ranges.len();
+        if of == 0 {
+            target.owner.ask(|reply| Command::FinishCopy { reply }).await?;
+        }
+        for (turn, range) in ranges.into_iter().enumerate() {
+            queue.push_back(Work { target: place, range, turn, of });
+        }
+    }
+    let shared = Arc::new(Shared {
+        context: context.clone(),
+        targets: targets.to_vec(),
+        snapshot: sessions.snapshot,
+        queue: Mutex::new(queue),
+        turns: Turns(targets.iter().map(|_| watch::Sender::new(0)).collect()),
+        failed: Mutex::default(),
+        started: Instant::now(),
+    });
+    let mut workers = JoinSet::new();
+    for session in sessions.sessions {
+        workers.spawn(work(Arc::clone(&shared), session, shutdown.clone()));
+    }
+    while let Some(ended) = workers.join_next().await {
+        // Dropping the set ends the other workers.
+        ended.map_err(|error| Error::bug("a copying task panicked").with_source(error))??;
+    }
+    Ok(())
+}
+
+/// Tells the owner, and plans what is left to copy.
+async fn begin(context: &CopyContext, target: &CopyTarget, snapshot: Lsn) -> Result<Vec<CopyRange>> {
+    let table = &target.table;
+    // Without a key, rows copied under two snapshots could not be told apart.
+    let keyed = matches!(table.schema.identity, Identity::Key(_));
+    let begin = |afresh| {
+        target.owner.ask(move |reply| Command::BeginCopy { snapshot, afresh, reply })
+    };
+    let mut state = begin(target.afresh || !keyed).await?;
+    let leaf_files: HashSet<u32> = table.leaves.iter().map(|leaf| leaf.relfilenode).collect();
+    if let CopyState::Copying { progress, .. } = &state
+        && progress.keys().any(|file| !leaf_files.contains(file))
+    {
+        // The table was rewritten: its rows have other places now.
+        state = begin(true).await?;
+    }
+    let progress = match state {
+        CopyState::Copying { progress, .. } => progress,
+        _ => BTreeMap::new(),
+    };
+    let mut ranges = plan_ranges(table, context.range_bytes);
+    ranges.retain_mut(|range| {
+        let file = table.leaves.get(range.leaf).map(|leaf| leaf.relfilenode);
+        let Some(&next_page) = file.and_then(|file| progress.get(&file)) else { return true };
+        let ended = match range.end_page {
+            Some(end) => end <= next_page,
+            None => next_page == u32::MAX,
+        };
+        range.start_page = range.start_page.max(next_page);
+        !ended
+    });
+    tracing::info!(
+        table = %table.schema.id,
+        ranges = ranges.len(),
+        resumed = !progress.is_empty(),
+        snapshot = %snapshot,
+        "copying"
+    );
+    Ok(ranges)
+}
+
+async fn work(
+    shared: Arc<Shared>,
+    session: SnapshotSession,
+    shutdown: watch::Receiver<bool>,
+) -> Result<()> {
+    loop {
+        if *shutdown.borrow() {
+            return Ok(());
+        }
+        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(work) = next else { return Ok(()) };
+        let given_up = shared
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&work.target);
+        if given_up {
+            continue;
+        }
+        match copy_range(&shared, &session, &work).await {
+            Ok(()) => {}
+            Err(error) if is_tables_own(&error) => {
+                let Some(target) = shared.targets.get(work.target) else { continue };
+                shared.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(work.target);
+                // Those that wait for their turn must not wait for ever.
+                shared.turns.advance(work.target, usize::MAX);
+                if error.is(&code::COPY_AGAIN) {
+                    tracing::info!(table = %target.table.schema.id, error = %error, "copying later");
+                    continue;
+                }
+                fail(&shared.context.board, &target.table.schema.id, &error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_tables_own(error: &Error) -> bool {
+    [&code::VALUE, &code::CONFLICT, &code::COPY_AGAIN, &code::PG_RIGHTS, &code::SCHEMA_COLUMN]
+        .into_iter()
+        .any(|code| error.is(code))
+}
+
+fn fail(board: &StatusBoard, table: &TableId, error: &Error) {
+    tracing::error!(
+        table = %table,
+        code = error.code().id,
+        error = %error,
+        detail = error.detail().unwrap_or(""),
+        hint = error.hint(),
+        "copying of the table stopped, the others go on"
+    );
+    board.table(&table.to_string(), |status| {
+        status.phase = Phase::Stopped;
+        status.error = Some(ErrorStatus::from(error));
+    });
+}
+
+async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> Result<()> {
+    let Some(target) = shared.targets.get(work.target) else {
+        return Err(Error::bug("a range belongs to no table"));
+    };
+    let limit = usize::try_from(shared.context.range_bytes).unwrap_or(usize::MAX);
+    let mut reader = session.copy_range(&target.table, work.range, limit / 4).await?;
+    let mut held: Vec<RecordBatch> = Vec::new();
+    let mut held_bytes = 0;
+    while let Some(batch) = reader.next().await? {
+        held_bytes += batch.get_array_memory_size();
+        held.push(batch);
+        if held_bytes > limit {
+            shared.turns.wait(work.target, work.turn).await?;
+            hand_over(shared, work, std::mem::take(&mut held), None).await?;
+            held_bytes = 0;
+        }
+    }
+    shared.turns.wait(work.target, work.turn).await?;
+    let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).contains(&work.target);
+    if failed {
+        return Ok(());
+    }
+    let leaf = target.table.leaves.get(work.range.leaf);
+    let reached = leaf.map(|leaf| Reached {
+        relfilenode: leaf.relfilenode,
+        next_page: work.range.end_page.unwrap_or(u32::MAX),
+    });
+    hand_over(shared, work, held, reached).await?;
+    if work.turn + 1 == work.of {
+        target.owner.ask(|reply| Command::FinishCopy { reply }).await?;
+    }
+    shared.turns.advance(work.target, work.turn + 1);
+    Ok(())
+}
+
+async fn hand_over(
+    shared: &Shared,
+    work: &Work,
+    batches: Vec<RecordBatch>,
+    reached: Option<Reached>,
+) -> Result<()> {
+    let Some(target) = shared.targets.get(work.target) else {
+        return Err(Error::bug("a range belongs to no table"));
+    };
+    let rows: u64 = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+    let bytes: u64 = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
+    let rows_of_range = CopiedRows { batches, snapshot: shared.snapshot, reached };
+    target.owner.ask(|reply| Command::Copied { rows: rows_of_range, reply }).await?;
+    let elapsed_ms = shared.started.elapsed().as_millis().max(1);
+    shared.context.board.table(&target.table.schema.id.to_string(), |status| {
+        status.copied_rows += rows;
+        status.copied_bytes += bytes;
+        let rate = u128::from(status.copied_rows) * 1000 / elapsed_ms;
+        status.copied_rows_per_sec = u64::try_from(rate).unwrap_or(u64::MAX);
+    });
+    Ok(())
+}
+
+/// Called once the slot that starts the stream exists.
+pub fn slot_created() {
+    failpoint::hit("copy.slot_created");
+}

@@ -1,0 +1,725 @@
+//! One owner per table: the only one who touches its bronze and silver tables.
+//!
+//! ```text
+//! cut ─► bronze (always) ─► silver (when live)
+//! copied rows ─► bronze, silver
+//! bronze ─► silver (catching up: what came while the table was copied, or before a crash)
+//! ```
+//!
+//! Invariant: silver is what bronze says, up to silver's position. A change reaches bronze before
+//! it is acknowledged to the source, so silver can always be brought forward from bronze.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code, failpoint};
+use alluvium_lake::{
+    Bronze, ChangeReader, CheckpointDone, CheckpointJob, CopyState, Lake, Silver, SilverSettings,
+};
+use alluvium_source_postgres::catalog::SourceTable;
+use arrow::array::{Array as _, RecordBatch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::acknowledge::CutId;
+use crate::status::{ErrorStatus, Phase, StatusBoard, now_micros};
+use crate::tables::ShapeStep;
+
+/// Rows read from bronze in one step of catching up.
+const CATCH_UP_BATCH_ROWS: usize = 65_536;
+/// Commands that may wait for an owner.
+const QUEUE_COMMANDS: usize = 16;
+
+/// The end of a cut: commit up to `position`, then report.
+#[derive(Debug, Clone, Copy)]
+pub struct CutEnd {
+    pub id: CutId,
+    pub position: Lsn,
+}
+
+/// Rows of one copied range, in the range's order.
+#[derive(Debug)]
+pub struct CopiedRows {
+    pub batches: Vec<RecordBatch>,
+    pub snapshot: Lsn,
+    /// With the last rows of a range: how far its leaf is copied now.
+    pub reached: Option<Reached>,
+}
+
+/// How far one leaf of a table has been copied.
+#[derive(Debug, Clone, Copy)]
+pub struct Reached {
+    pub relfilenode: u32,
+    /// First page not copied; `u32::MAX` when the leaf is done.
+    pub next_page: u32,
+}
+
+/// What an owner is asked to do.
+pub enum Command {
+    /// Changes of one cut, or of a part of one when `end` is absent. The permit is the memory they
+    /// hold.
+    Cut { batches: Vec<ChangeBatch>, end: Option<CutEnd>, permit: Option<OwnedSemaphorePermit> },
+    /// From now on keep every change in bronze, in this shape: a copy will be taken.
+    PrepareCopy { table: Arc<SourceTable>, reply: oneshot::Sender<Result<()>> },
+    /// Start copying from nothing, or go on: answers what is copied already.
+    BeginCopy { snapshot: Lsn, afresh: bool, reply: oneshot::Sender<Result<CopyState>> },
+    Copied { rows: CopiedRows, reply: oneshot::Sender<Result<()>> },
+    FinishCopy { reply: oneshot::Sender<Result<()>> },
+    /// The table's newest shape; sent before the first change that has it.
+    /// All transactions up to `ended` are complete.
+    Shape { table: Arc<SourceTable>, step: ShapeStep, ended: Lsn },
+    /// Changes of the table cannot be decoded from `at` on.
+    Broken { at: Lsn, error: Error },
+    /// The stream starts again: parts of a cut that never ended are void.
+    Restarted,
+}
+
+/// What an owner tells the pipeline.
+#[derive(Debug)]
+pub enum Event {
+    Durable(CutId),
+    /// The table must be copied (again).
+    NeedsCopy(TableId),
+    PhaseChanged,
+    /// The lake itself fails: nothing more can be made durable.
+    Fatal(Error),
+}
+
+/// How others reach an owner.
+#[derive(Clone)]
+pub struct OwnerHandle {
+    pub table: TableId,
+    commands: mpsc::Sender<Command>,
+}
+
+impl OwnerHandle {
+    /// A place in the owner's queue, when there is one now.
+    #[must_use]
+    pub fn try_reserve(&self) -> Option<mpsc::OwnedPermit<Command>> {
+        self.commands.clone().try_reserve_owned().ok()
+    }
+
+    /// Hands over a command, waiting for room.
+    ///
+    /// # Errors
+    /// The owner has ended.
+    pub async fn send(&self, command: Command) -> Result<()> {
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))
+    }
+
+    /// Hands over a command made from a reply channel and waits for the answer.
+    ///
+    /// # Errors
+    /// The owner has ended, or its answer is an error.
+    pub async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(make(reply)).await?;
+        answer
+            .await
+            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))?
+    }
+}
+
+/// What all owners share.
+#[derive(Clone)]
+pub struct OwnerContext {
+    pub lake: Lake,
+    pub board: StatusBoard,
+    pub events: mpsc::Sender<Event>,
+    /// One permit per core: owners' work never takes more threads than that.
+    pub cpu: Arc<Semaphore>,
+}
+
+/// A table's owner: everything it does happens between two commands.
+pub struct TableOwner {
+    identity: alluvium_lake::Owner,
+    settings: SilverSettings,
+    table: Arc<SourceTable>,
+    bronze: Bronze,
+    /// Absent while the table is stopped by an error in silver.
+    silver: Option<Silver>,
+    phase: Phase,
+    /// Changes after a gap are not kept: only a new copy helps.
+    broken: bool,
+    /// The last transaction of which changes are staged and not committed.
+    staged_through: Option<Lsn>,
+    catch_up: Option<CatchUp>,
+    context: OwnerContext,
+}
+
+/// Reading bronze into silver.
+struct CatchUp {
+    reader: ChangeReader,
+    /// Bronze's position when reading began: silver's when it ends.
+    through: Lsn,
+    /// A transaction of which rows are in silver, uncommitted, and more may follow.
+    open_transaction: Option<Lsn>,
+}
+
+impl TableOwner {
+    /// Opens (or creates) the table's bronze and silver. Blocks: reads the key column.
+    ///
+    /// # Errors
+    /// The lake cannot be read or written, or the table in it belongs to another source.
+    pub fn open(
+        identity: alluvium_lake::Owner,
+        settings: SilverSettings,
+        table: Arc<SourceTable>,
+        context: OwnerContext,
+        afresh: bool,
+    ) -> Result<Self> {
+        let lake = &context.lake;
+        let open_bronze = || Bronze::open(lake, &identity, &table.schema);
+        let open_silver = || Silver::open(lake, &identity, &table.schema, settings.clone());
+        let (bronze, silver) = if afresh {
+            let bronze = open_or_set_aside(open_bronze, &lake.bronze_dir(&identity.name))?;
+            (bronze, open_or_set_aside(open_silver, &lake.silver_dir(&identity.name))?)
+        } else {
+            (open_bronze()?, open_silver()?)
+        };
+        let broken = silver.stopped_at().is_some();
+        let mut owner = Self {
+            identity,
+            settings,
+            table,
+            bronze,
+            silver: Some(silver),
+            phase: Phase::Waiting,
+            broken,
+            staged_through: None,
+            catch_up: None,
+            context,
+        };
+        owner.phase = owner.first_phase();
+        owner.tell_status();
+        Ok(owner)
+    }
+
+    fn first_phase(&self) -> Phase {
+        match &self.silver {
+            _ if self.broken => Phase::Stopped,
+            Some(silver) if matches!(silver.copy_state(), CopyState::Complete) => Phase::CatchingUp,
+            Some(_) => Phase::Waiting,
+            None => Phase::Stopped,
+        }
+    }
+
+    #[must_use]
+    pub fn table(&self) -> &Arc<SourceTable> {
+        &self.table
+    }
+
+    /// Adopts the table's newest shape before the owner's task runs.
+    ///
+    /// # Errors
+    /// The lake cannot be written.
+    pub fn reshape_now(&mut self, table: Arc<SourceTable>, step: &ShapeStep) -> Result<()> {
+        self.reshape(table, step, Lsn::ZERO)?;
+        self.tell_status();
+        Ok(())
+    }
+
+    /// Stops the table before the owner's task runs: its changes cannot be decoded any more.
+    ///
+    /// # Errors
+    /// The lake cannot be written.
+    pub fn stop_now(&mut self, error: &Error) -> Result<()> {
+        self.break_at(self.position(), error)?;
+        self.tell_status();
+        Ok(())
+    }
+
+    /// The table's columns as the lake has them.
+    #[must_use]
+    pub fn lake_columns(&self) -> &arrow::datatypes::SchemaRef {
+        self.bronze.schema().arrow()
+    }
+
+    #[must_use]
+    pub fn needs_copy(&self) -> bool {
+        self.phase == Phase::Waiting
+    }
+
+    /// The furthest position the lake has of this table.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        let silver = self.silver.as_ref().map_or(Lsn::ZERO, Silver::position);
+        silver.max(self.bronze.position())
+    }
+
+    /// The owner's task, to be spawned, and how to reach it.
+    pub fn start(self) -> (OwnerHandle, impl Future<Output = ()> + Send) {
+        let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS);
+        let handle = OwnerHandle { table: self.table.schema.id.clone(), commands: sender };
+        (handle, work(self, receiver))
+    }
+
+    /// Does one command. Answers what must be told to the pipeline.
+    fn perform(&mut self, command: Command) -> Vec<Event> {
+        let mut events = Vec::new();
+        match command {
+            Command::Cut { batches, end, permit } => {
+                if let Err(error) = self.cut(&batches, end) {
+                    events.extend(self.failed(error));
+                }
+                drop(permit);
+                if let Some(end) = end
+                    && !events.iter().any(|event| matches!(event, Event::Fatal(_)))
+                {
+                    events.push(Event::Durable(end.id));
+                }
+            }
+            Command::PrepareCopy { table, reply } => {
+                let _ = reply.send(self.prepare_copy(table));
+            }
+            Command::BeginCopy { snapshot, afresh, reply } => {
+                let _ = reply.send(self.begin_copy(snapshot, afresh));
+                events.push(Event::PhaseChanged);
+            }
+            Command::Copied { rows, reply } => {
+                let _ = reply.send(self.copied(&rows));
+            }
+            Command::FinishCopy { reply } => {
+                let _ = reply.send(self.finish_copy());
+                events.push(Event::PhaseChanged);
+            }
+            Command::Shape { table, step, ended } => {
+                if let Err(error) = self.reshape(table, &step, ended) {
+                    events.extend(self.failed(error));
+                }
+                if self.phase == Phase::Waiting {
+                    events.push(Event::NeedsCopy(self.table.schema.id.clone()));
+                }
+            }
+            Command::Broken { at, error } => {
+                if let Err(error) = self.break_at(at, &error) {
+                    events.push(Event::Fatal(error));
+                }
+                events.push(Event::PhaseChanged);
+            }
+            Command::Restarted => {
+                if let Err(error) = self.restarted() {
+                    events.extend(self.failed(error));
+                }
+            }
+        }
+        self.tell_status();
+        events
+    }
+
+    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
+        if self.broken {
+            return Ok(());
+        }
+        failpoint::hit("land.before_stage");
+        for batch in batches {
+            self.bronze.stage(batch)?;
+            self.staged_through = batch.commit_lsn.last().copied().max(self.staged_through);
+        }
+        if let Some(end) = end {
+            failpoint::hit("land.before_commit");
+            self.bronze.commit(end.position)?;
+            failpoint::hit("land.after_commit");
+            self.staged_through = None;
+        }
+        if self.phase != Phase::Live {
+            return Ok(());
+        }
+        let Some(silver) = &mut self.silver else { return Ok(()) };
+        failpoint::hit("merge.before_stage");
+        let mut changes = 0;
+        for batch in batches {
+            changes += batch.num_rows() as u64;
+            silver.apply(batch)?;
+        }
+        failpoint::hit("merge.after_stage");
+        if let Some(end) = end {
+            failpoint::hit("merge.before_commit");
+            silver.commit(end.position)?;
+            failpoint::hit("merge.after_commit");
+        }
+        let newest = batches.iter().filter_map(|batch| batch.commit_time_micros.last()).max();
+        self.context.board.table(&self.table.schema.id.to_string(), |status| {
+            status.changes += changes;
+            if let (Some(&newest), Some(_)) = (newest, end) {
+                status.newest_commit_micros = Some(newest);
+                status.commit_lag_ms =
+                    u64::try_from((now_micros() - newest) / 1000).ok();
+            }
+        });
+        Ok(())
+    }
+
+    fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
+        self.catch_up = None;
+        self.bronze.discard_copied();
+        self.table = table;
+        if self.silver.as_ref().is_none_or(Silver::has_staged) {
+            self.silver = None;
+            self.silver = Some(self.open_silver()?);
+        }
+        let columns = &self.table.schema.columns;
+        if self.bronze.schema().columns != *columns {
+            self.bronze.replace_schema(&self.table.schema)?;
+            self.staged_through = None;
+        }
+        if let Some(silver) = &mut self.silver
+            && silver.schema().columns != *columns
+        {
+            silver.replace_schema(&self.table.schema)?;
+        }
+        self.phase = Phase::Waiting;
+        self.broken = false;
+        self.context.board.table(&self.table.schema.id.to_string(), |status| status.error = None);
+        Ok(())
+    }
+
+    fn open_silver(&self) -> Result<Silver> {
+        let settings = self.settings.clone();
+        Silver::open(&self.context.lake, &self.identity, &self.table.schema, settings)
+    }
+
+    fn begin_copy(&mut self, snapshot: Lsn, afresh: bool) -> Result<CopyState> {
+        let Some(silver) = &mut self.silver else {
+            return Err(Error::bug("a copy began that was not prepared"));
+        };
+        let resume = !afresh && matches!(silver.copy_state(), CopyState::Copying { .. });
+        if !resume {
+            if self.bronze.version() > 0 {
+                self.bronze.record_restart(snapshot, now_micros())?;
+                self.bronze.commit_copied()?;
+            }
+            silver.begin_copy(snapshot)?;
+        }
+        self.phase = Phase::Copying;
+        let estimated_rows = self.table.estimated_rows;
+        self.context.board.table(&self.table.schema.id.to_string(), |status| {
+            status.error = None;
+            // A negative estimate means that the table was never analysed.
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate")]
+            let estimated_rows = estimated_rows.max(0.0) as u64;
+            status.estimated_rows = estimated_rows;
+            if !resume {
+                status.copied_rows = 0;
+                status.copied_bytes = 0;
+            }
+        });
+        Ok(silver.copy_state())
+    }
+
+    fn copied(&mut self, rows: &CopiedRows) -> Result<()> {
+        let Some(silver) = self.silver.as_mut().filter(|_| self.phase == Phase::Copying) else {
+            return Err(Error::new(
+                &code::COPY_AGAIN,
+                format!("table \"{}\" changed while it was copied", self.table.schema.id),
+            ));
+        };
+        failpoint::hit("copy.before_stage");
+        for batch in &rows.batches {
+            self.bronze.stage_copied(batch, rows.snapshot, now_micros())?;
+            silver.stage_copied(batch, rows.snapshot)?;
+        }
+        if let Some(reached) = rows.reached {
+            failpoint::hit("copy.before_commit");
+            self.bronze.commit_copied()?;
+            silver.commit_copied(reached.relfilenode, reached.next_page)?;
+            failpoint::hit("copy.after_commit");
+        }
+        Ok(())
+    }
+
+    fn finish_copy(&mut self) -> Result<()> {
+        let Some(silver) = &mut self.silver else {
+            return Err(Error::bug("the copy of a stopped table ended"));
+        };
+        failpoint::hit("copy.before_finish");
+        silver.finish_copy()?;
+        self.phase = Phase::CatchingUp;
+        Ok(())
+    }
+
+    fn reshape(&mut self, table: Arc<SourceTable>, step: &ShapeStep, ended: Lsn) -> Result<()> {
+        let ShapeStep::AddColumns { fill, recopy } = step else {
+            self.table = table;
+            return Ok(());
+        };
+        if self.broken {
+            return Ok(());
+        }
+        let mut recopy = *recopy || self.phase == Phase::Copying;
+        match self.staged_through.take() {
+            None => {}
+            Some(through) if through <= ended => {
+                self.bronze.commit(through)?;
+                if let (Phase::Live, Some(silver)) = (self.phase, &mut self.silver) {
+                    silver.commit(through)?;
+                }
+            }
+            Some(_) => {
+                // Changed in the middle of a transaction that has changes of both shapes.
+                self.bronze.discard_staged();
+                recopy = true;
+            }
+        }
+        self.bronze.discard_copied();
+        self.bronze.add_columns(&table.schema)?;
+        let has_fill = fill.iter().any(|(_, value)| value.null_count() == 0);
+        // Changes in bronze from before the column do not have its value: silver must be past them.
+        recopy |= has_fill && self.phase == Phase::CatchingUp;
+        self.table = table;
+        self.catch_up = None;
+        if self.silver.as_ref().is_some_and(Silver::has_staged) {
+            self.silver = None;
+            self.silver = Some(self.open_silver()?);
+        }
+        if let Some(silver) = &mut self.silver {
+            silver.add_columns(&self.table.schema, if recopy { &[] } else { fill })?;
+        }
+        if recopy {
+            self.phase = Phase::Waiting;
+        }
+        Ok(())
+    }
+
+    fn break_at(&mut self, at: Lsn, error: &Error) -> Result<()> {
+        self.broken = true;
+        self.phase = Phase::Stopped;
+        self.catch_up = None;
+        self.bronze.discard_staged();
+        self.staged_through = None;
+        let mut silver = match self.silver.take() {
+            Some(silver) if !silver.has_staged() => silver,
+            staged => {
+                drop(staged);
+                self.open_silver()?
+            }
+        };
+        silver.stop(at, error.message())?;
+        self.silver = Some(silver);
+        self.tell_error(error);
+        Ok(())
+    }
+
+    /// Uncommitted parts of a cut are void: the source will send them again.
+    fn restarted(&mut self) -> Result<()> {
+        self.bronze.discard_changes();
+        self.staged_through = None;
+        if let Some(silver) = &mut self.silver
+            && silver.has_staged()
+            && self.phase == Phase::Live
+        {
+            self.silver = None;
+            self.silver = Some(self.open_silver()?);
+            self.phase = Phase::CatchingUp;
+        }
+        Ok(())
+    }
+
+    /// Merges the next rows of bronze into silver; the table is live when none are left.
+    fn catch_up(&mut self) -> Result<()> {
+        let Some(silver) = &mut self.silver else { return Ok(()) };
+        let catch_up = match &mut self.catch_up {
+            Some(catch_up) => catch_up,
+            None if silver.position() >= self.bronze.position() => {
+                self.phase = Phase::Live;
+                return Ok(());
+            }
+            None => self.catch_up.insert(CatchUp {
+                reader: self.bronze.changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
+                through: self.bronze.position(),
+                open_transaction: None,
+            }),
+        };
+        let Some(batch) = catch_up.reader.next().transpose()? else {
+            if let Some(position) = catch_up.open_transaction {
+                silver.commit(position)?;
+            }
+            // What bronze has beyond that was not for silver: rows that a newer copy had already.
+            if silver.position() < catch_up.through {
+                silver.set_position(catch_up.through)?;
+            }
+            self.catch_up = None;
+            return Ok(());
+        };
+        let first = batch.commit_lsn.first().copied();
+        if let Some(open) = catch_up.open_transaction
+            && first != Some(open)
+        {
+            silver.commit(open)?;
+        }
+        let whole = batch.rows_before_last_transaction();
+        if whole > 0 {
+            let ended = batch.slice(0, whole);
+            silver.apply(&ended)?;
+            silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
+        }
+        let rest = batch.slice(whole, batch.num_rows() - whole);
+        silver.apply(&rest)?;
+        catch_up.open_transaction = rest.commit_lsn.last().copied();
+        Ok(())
+    }
+
+    /// Sorts an error: does it stop this table, ask for a new copy, or end the pipeline?
+    fn failed(&mut self, error: Error) -> Vec<Event> {
+        let lake_fails = [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY];
+        if lake_fails.into_iter().any(|code| error.is(code)) {
+            return vec![Event::Fatal(error)];
+        }
+        self.catch_up = None;
+        self.silver = None;
+        if error.is(&code::COPY_AGAIN) {
+            tracing::warn!(table = %self.table.schema.id, error = %error, "copying the table again");
+            self.phase = Phase::Waiting;
+            return vec![Event::NeedsCopy(self.table.schema.id.clone())];
+        }
+        self.phase = Phase::Stopped;
+        self.tell_error(&error);
+        vec![Event::PhaseChanged]
+    }
+
+    fn tell_error(&self, error: &Error) {
+        tracing::error!(
+            table = %self.table.schema.id,
+            code = error.code().id,
+            error = %error,
+            detail = error.detail().unwrap_or(""),
+            hint = error.hint(),
+            "table stopped, the others go on"
+        );
+        self.context.board.table(&self.table.schema.id.to_string(), |status| {
+            status.error = Some(ErrorStatus::from(error));
+        });
+    }
+
+    fn tell_status(&self) {
+        self.context.board.table(&self.table.schema.id.to_string(), |status| {
+            status.phase = self.phase;
+            status.lake_name.clone_from(&self.identity.name);
+            status.identity = crate::tables::describe_identity(&self.table.schema);
+            status.bronze_position = self.bronze.position();
+            if let Some(silver) = &self.silver {
+                status.silver_rows = silver.num_rows();
+                status.silver_version = silver.version();
+                status.silver_position = silver.position();
+                status.conflicts = silver.conflicts();
+                status.index_bytes = silver.index_bytes() as u64;
+            }
+        });
+    }
+}
+
+/// Opens a table that will be copied afresh: a damaged one is moved out of the way.
+fn open_or_set_aside<T>(open: impl Fn() -> Result<T>, dir: &Path) -> Result<T> {
+    match open() {
+        Err(error) if error.is(&code::LAKE_CORRUPT) || error.is(&code::LAKE_FOREIGN) => {
+            let aside = dir.with_file_name(format!(
+                "~damaged-{}-{}",
+                now_micros(),
+                dir.file_name().unwrap_or_default().to_string_lossy()
+            ));
+            tracing::warn!(error = %error, aside = %aside.display(), "damaged table set aside");
+            std::fs::rename(dir, &aside).map_err(|io| {
+                Error::new(&code::LAKE_IO, format!("cannot move \"{}\"", dir.display()))
+                    .with_detail(io.to_string())
+            })?;
+            open()
+        }
+        opened => opened,
+    }
+}
+
+/// Which of a table's two Delta tables.
+#[derive(Debug, Clone, Copy)]
+enum Layer {
+    Bronze,
+    Silver,
+}
+
+/// What an owner does next.
+enum Task {
+    Command(Box<Command>),
+    CatchUp,
+    Adopt(Layer, Result<CheckpointDone>),
+}
+
+impl TableOwner {
+    fn do_task(&mut self, task: Task) -> Vec<Event> {
+        match task {
+            Task::Command(command) => self.perform(*command),
+            Task::CatchUp => {
+                let events = match self.catch_up() {
+                    Ok(()) if self.phase == Phase::Live => vec![Event::PhaseChanged],
+                    Ok(()) => Vec::new(),
+                    Err(error) => self.failed(error),
+                };
+                self.tell_status();
+                events
+            }
+            Task::Adopt(layer, done) => {
+                let adopted = done.and_then(|done| match (layer, &mut self.silver) {
+                    (Layer::Bronze, _) => self.bronze.adopt_checkpoint(done),
+                    (Layer::Silver, Some(silver)) => silver.adopt_checkpoint(done),
+                    (Layer::Silver, None) => Ok(()),
+                });
+                if let Err(error) = adopted {
+                    tracing::warn!(table = %self.table.schema.id, error = %error, "no delta checkpoint was written, the next one will be");
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn checkpoint_jobs(&mut self) -> Vec<(Layer, CheckpointJob)> {
+        let bronze = self.bronze.take_checkpoint_job().map(|job| (Layer::Bronze, job));
+        let silver = self.silver.as_mut().and_then(Silver::take_checkpoint_job);
+        bronze.into_iter().chain(silver.map(|job| (Layer::Silver, job))).collect()
+    }
+}
+
+/// The owner's task: commands first, catching up in between, Delta checkpoints beside.
+async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Command>) {
+    let context = owner.context.clone();
+    let mut checkpoints: JoinSet<(Layer, Result<CheckpointDone>)> = JoinSet::new();
+    loop {
+        let task = tokio::select! {
+            biased;
+            Some(done) = checkpoints.join_next() => match done {
+                Ok((layer, done)) => Task::Adopt(layer, done),
+                Err(_) => continue,
+            },
+            command = commands.recv() => match command {
+                Some(command) => Task::Command(Box::new(command)),
+                None => break,
+            },
+            () = std::future::ready(()), if owner.phase == Phase::CatchingUp => Task::CatchUp,
+        };
+        let Ok(_cpu) = context.cpu.acquire().await else { return };
+        let done = tokio::task::spawn_blocking(move || {
+            let events = owner.do_task(task);
+            let jobs = owner.checkpoint_jobs();
+            (owner, events, jobs)
+        })
+        .await;
+        let (back, events, jobs) = match done {
+            Ok(done) => done,
+            Err(panicked) => {
+                let error = Error::bug("a table's owner panicked").with_source(panicked);
+                let _ = context.events.send(Event::Fatal(error)).await;
+                return;
+            }
+        };
+        owner = back;
+        for (layer, job) in jobs {
+            checkpoints.spawn_blocking(move || (layer, job.run()));
+        }
+        for event in events {
+            if context.events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+    while checkpoints.join_next().await.is_some() {}
+}

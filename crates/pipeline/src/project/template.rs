@@ -1,0 +1,99 @@
+//! The project file that `alluvium init` writes: every setting, with its default and its meaning.
+
+/// What `init` was told.
+#[derive(Debug, Clone)]
+pub struct InitAnswers {
+    pub source_name: String,
+    pub url: String,
+    pub tables: Vec<String>,
+    pub lake_path: String,
+}
+
+/// The text of a new project file.
+#[must_use]
+pub fn render(answers: &InitAnswers) -> String {
+    let InitAnswers { source_name, url, tables, lake_path } = answers;
+    let tables: Vec<String> = tables.iter().map(|table| quote(table)).collect();
+    let (url, lake_path, tables) = (quote(url), quote(lake_path), tables.join(", "));
+    format!(
+        r#"# Alluvium project. All keys: docs/reference/config.md. ${{NAME}} is replaced by the environment variable NAME.
+
+# First part of this pipeline's name in the lake; change it before the first run only.
+# pipeline = "default"
+
+[source.{source_name}]
+type = "postgres"
+# The password is best given by PGPASSWORD, ~/.pgpass or password_file; sslmode as in libpq.
+url = {url}
+# password_file = "secrets/password"
+# Which tables: globs over schema.table. New tables that match are copied and followed while running.
+tables = [{tables}]
+# exclude = ["public.log_*"]
+# Made when absent.
+# publication = "alluvium_{source_name}"
+# slot = "alluvium_{source_name}"
+
+[lake]
+# Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).
+path = {lake_path}
+
+[limits]
+# Memory for changes, copied rows and files being written; key indexes (about 30 bytes a row) come on top.
+# memory = "1GiB"
+# Connections that copy at the same time.
+# copy_workers = 2
+
+[commit]
+# A change waits at least and at most this long for its commit; in between it adapts to the load.
+# min_interval_ms = 100
+# max_interval_ms = 5000
+# delta_checkpoint_every_commits = 100
+
+# One table's own settings.
+# [tables."public.orders"]
+# name = "orders"                      # another name in the lake
+# key = ["id"]                         # when the source has no primary key
+# columns = ["id", "total"]            # only these
+# exclude_columns = ["notes"]          # all but these
+# metadata_columns = ["_commit_lsn", "_commit_time", "_op"]
+# on_conflict = "stop"                 # or "repair"
+# on_invalid = "error"                 # values Delta cannot hold: "error", "clamp", "null" or "string"
+# [tables."public.orders".column."total"]
+# on_invalid = "null"
+# stored_as = "decimal(38,9)"          # for numeric without precision; "string" for any type
+"#
+    )
+}
+
+fn quote(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn the_template_is_a_valid_project_with_its_comments_taken_away_too() {
+        let answers = InitAnswers {
+            source_name: "shop".to_owned(),
+            url: "postgres://me@localhost/\"odd\\".to_owned(),
+            tables: vec!["public.*".to_owned()],
+            lake_path: "./lake".to_owned(),
+        };
+        let text = render(&answers);
+        let file = std::path::Path::new("/p/alluvium.toml");
+        let project = super::super::parse(&text, file, |_| None).unwrap();
+        assert_eq!(project.source.url, answers.url);
+        let is_setting = |line: &str| line.starts_with("# [tables") || line.contains(" = ");
+        let all: Vec<&str> = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if is_setting(line) => rest,
+                _ => line,
+            })
+            .collect();
+        super::super::parse(&all.join("\n"), file, |_| None).unwrap();
+    }
+}

@@ -1,0 +1,345 @@
+//! While connected: one task that reads, cuts, listens to owners and looks after tables.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alluvium_change::{Error, Result, code};
+use alluvium_source_postgres::capture::Relation;
+use alluvium_source_postgres::catalog::{self, SourceTable};
+use alluvium_source_postgres::connect;
+use alluvium_source_postgres::replication::ReplicationConnection;
+use tokio::sync::mpsc;
+
+use super::{Pipeline, prepare};
+use crate::copy::CopyTarget;
+use crate::owner::{Command, Event, TableOwner};
+use crate::project::assign_names;
+use crate::requests;
+use crate::status::Phase;
+use crate::stream::Need;
+use crate::tables::{ShapeStep, selection, shape_step, silver_settings};
+
+const TICK: Duration = Duration::from_millis(20);
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
+/// How often the catalog is asked for new tables and columns.
+const CATALOG_EVERY: Duration = Duration::from_secs(3);
+
+impl Pipeline {
+    /// Follows the stream until it breaks, shutdown is asked, or all is caught up. Also says whether
+    /// anything was received.
+    pub(super) async fn follow(
+        &mut self,
+        connection: &mut ReplicationConnection,
+    ) -> (bool, Result<()>) {
+        let (catalog_sender, mut catalog_news) = mpsc::channel(1);
+        let watcher = tokio::spawn(watch_catalog(
+            self.options.clone(),
+            selection(&self.project),
+            catalog_sender,
+        ));
+        let before = self.stream.received();
+        let outcome = self.follow_until(connection, &mut catalog_news).await;
+        watcher.abort();
+        (self.stream.received() > before, outcome)
+    }
+
+    async fn follow_until(
+        &mut self,
+        connection: &mut ReplicationConnection,
+        catalog_news: &mut mpsc::Receiver<Vec<SourceTable>>,
+    ) -> Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_EVERY);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            while let Some(need) = self.stream.take_frames(connection)? {
+                self.help(need).await?;
+            }
+            self.stream.cut_if_due()?;
+            let behind = self.target.is_some_and(|target| self.stream.flushed() < target);
+            self.stream.tell_server(connection, false).await?;
+            if self.is_finished() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                changed = self.shutdown.changed() => {
+                    if changed.is_err() || *self.shutdown.borrow() {
+                        return Ok(());
+                    }
+                }
+                event = self.events.recv() => match event {
+                    Some(event) => self.heed(event)?,
+                    None => return Err(Error::bug("all owners have ended")),
+                },
+                Some(ended) = self.copy_jobs.join_next() => self.copy_ended(ended)?,
+                Some(tables) = catalog_news.recv() => self.catalog_changed(tables).await?,
+                _ = housekeeping.tick() => {
+                    self.report_status();
+                    self.heed_requests().await?;
+                    if behind && self.stream.is_settled() {
+                        self.stream.tell_server(connection, true).await?;
+                    }
+                }
+                filled = connection.fill(), if self.stream.has_room() => { filled?; }
+                _ = tick.tick() => self.stream.hand_over_waiting(),
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        let Some(target) = self.target else { return false };
+        if self.stream.flushed() < target
+            || !self.stream.is_settled()
+            || !self.copy_queue.is_empty()
+            || !self.copy_jobs.is_empty()
+        {
+            return false;
+        }
+        let status = self.board.read();
+        status.tables.values().all(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
+    }
+
+    fn heed(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Durable(cut) => self.stream.durable(cut),
+            Event::Fatal(error) => return Err(error),
+            Event::PhaseChanged => {}
+            Event::NeedsCopy(id) => {
+                if let Some(table) = self.known.get(&id) {
+                    let owner = self.stream.owner(&id)?.clone();
+                    let table = Arc::clone(table);
+                    self.copy_queue.push(CopyTarget { table, owner, afresh: true });
+                    self.start_copy_job(None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_ended(
+        &mut self,
+        ended: std::result::Result<Result<()>, tokio::task::JoinError>,
+    ) -> Result<()> {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if is_of_lake(&error) => return Err(error),
+            // Told per table already; the stream goes on.
+            Ok(Err(error)) if self.target.is_none() => {
+                tracing::error!(error = %error, hint = error.hint(), "copying stopped");
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(panicked) => {
+                return Err(Error::bug("the copying task panicked").with_source(panicked));
+            }
+        }
+        self.start_copy_job(None);
+        Ok(())
+    }
+
+    async fn help(&mut self, need: Need) -> Result<()> {
+        match need {
+            Need::Failed(failure) => {
+                let owner = self.stream.owner(&failure.table)?.clone();
+                owner.send(Command::Broken { at: failure.at, error: failure.error }).await
+            }
+            Need::Catalog(relation) => self.learn(relation).await,
+        }
+    }
+
+    /// The stream spoke of a relation, or of columns, that are not known yet.
+    async fn learn(&mut self, relation: Relation) -> Result<()> {
+        let client = connect::connect(&self.options).await?;
+        let table =
+            catalog::load_table(&client, &relation.id, &selection(&self.project)).await?;
+        let table = table
+            .filter(|table| table.refused.is_none() && table.schema.relation_oid == relation.oid)
+            .map(Arc::new);
+        if let Some(table) = &table
+            && !self.take_in(Arc::clone(table)).await?
+        {
+            return Ok(());
+        }
+        let step = self.stream.assembler.resolve(&relation, table)?;
+        match self.stream.step(step)? {
+            Some(Need::Failed(failure)) => {
+                let owner = self.stream.owner(&failure.table)?.clone();
+                owner.send(Command::Broken { at: failure.at, error: failure.error }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A table as the catalog has it now: new, or perhaps changed. False when it cannot be followed
+    /// any more.
+    async fn take_in(&mut self, table: Arc<SourceTable>) -> Result<bool> {
+        let id = table.schema.id.clone();
+        let Some(known) = self.known.get(&id).cloned() else {
+            let added = self.add_table(table).await?;
+            self.start_copy_job(None);
+            return Ok(added);
+        };
+        if known.schema == table.schema {
+            return Ok(true);
+        }
+        match shape_step(known.schema.arrow(), &table) {
+            Ok(ShapeStep::Same) => Ok(true),
+            Ok(step) => {
+                self.stream.flush_parts().await?;
+                let ended = self.stream.last_ended();
+                let shape = Command::Shape { table: Arc::clone(&table), step, ended };
+                self.stream.owner(&id)?.clone().send(shape).await?;
+                self.stream.assembler.know(Arc::clone(&table))?;
+                self.known.insert(id, table);
+                Ok(true)
+            }
+            Err(error) => {
+                self.stream.assembler.ignore(known.schema.relation_oid);
+                let broken = Command::Broken { at: self.stream.received(), error };
+                self.stream.owner(&id)?.clone().send(broken).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Opens a new table and queues its copy. False when its name in the lake is taken.
+    async fn add_table(&mut self, table: Arc<SourceTable>) -> Result<bool> {
+        let id = table.schema.id.clone();
+        let mut ids: Vec<_> = self.known.keys().cloned().collect();
+        ids.push(id.clone());
+        match assign_names(&self.project, &ids) {
+            Ok(names) => self.names = names,
+            Err(error) => {
+                tracing::error!(table = %id, error = %error, hint = error.hint(), "table left out");
+                return Ok(false);
+            }
+        }
+        tracing::info!(table = %id, "new table");
+        self.known.insert(id.clone(), Arc::clone(&table));
+        let identity = self.identity(&id)?;
+        let settings = silver_settings(&self.project, &id.to_string());
+        let context = self.owner_context.clone();
+        let owner = tokio::task::spawn_blocking(move || {
+            TableOwner::open(identity, settings, table, context, false)
+        })
+        .await
+        .map_err(|error| Error::bug("opening a table panicked").with_source(error))??;
+        self.take_owner(owner, &BTreeSet::new())?;
+        Ok(true)
+    }
+
+    /// News from the catalog: new tables join; new columns are added. What cannot be followed waits
+    /// until the stream comes to it.
+    async fn catalog_changed(&mut self, tables: Vec<SourceTable>) -> Result<()> {
+        let mut joined = false;
+        for table in tables {
+            if table.refused.is_some() {
+                continue;
+            }
+            let table = Arc::new(table);
+            match self.known.get(&table.schema.id) {
+                None => joined |= self.add_table(table).await?,
+                Some(known) if known.schema.relation_oid == table.schema.relation_oid => {
+                    // In the middle of a transaction the stream itself will tell.
+                    if !self.stream.assembler.in_transaction()
+                        && shape_step(known.schema.arrow(), &table)
+                            .is_ok()
+                    {
+                        self.take_in(table).await?;
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        if joined { self.publish_new_tables().await } else { Ok(()) }
+    }
+
+    /// Publishes tables whose owners are ready, then copies them: in this order no change is missed.
+    async fn publish_new_tables(&mut self) -> Result<()> {
+        let client = connect::connect(&self.options).await?;
+        match prepare::ensure_publication(&self.project, &client, &self.known).await {
+            Ok(publications) if publications == self.publications => {
+                self.start_copy_job(None);
+                Ok(())
+            }
+            Ok(publications) => {
+                self.publications = publications;
+                Err(Error::new(
+                    &code::PG_CONNECTION_LOST,
+                    "the stream starts again with one more publication",
+                ))
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = %error,
+                    detail = error.detail().unwrap_or(""),
+                    hint = error.hint(),
+                    "a new table cannot be published"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    async fn heed_requests(&mut self) -> Result<()> {
+        let pending = requests::pending(&self.project.state_dir());
+        if pending.is_empty() || !self.copy_jobs.is_empty() {
+            return Ok(());
+        }
+        let client = connect::connect(&self.options).await?;
+        for request in pending {
+            let id = &request.table;
+            let loaded = catalog::load_table(&client, id, &selection(&self.project)).await?;
+            match (loaded, self.stream.owners.get(id).cloned()) {
+                (Some(table), Some(owner)) if table.refused.is_none() => {
+                    tracing::info!(table = %id, "copying afresh, as asked");
+                    let table = Arc::new(table);
+                    self.stream.flush_parts().await?;
+                    let target = CopyTarget { table: Arc::clone(&table), owner, afresh: true };
+                    crate::copy::prepare(&target).await?;
+                    self.stream.assembler.know(Arc::clone(&table))?;
+                    self.known.insert(id.clone(), table);
+                    self.copy_queue.push(target);
+                }
+                _ => tracing::error!(table = %id, "cannot copy afresh: no such table is followed"),
+            }
+            request.finish();
+        }
+        self.start_copy_job(None);
+        Ok(())
+    }
+}
+
+fn is_of_lake(error: &Error) -> bool {
+    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY].into_iter().any(|c| error.is(c))
+}
+
+/// Loads the selected tables now and then, on a connection of its own.
+async fn watch_catalog(
+    options: connect::ConnectOptions,
+    selection: catalog::TableSelection,
+    news: mpsc::Sender<Vec<SourceTable>>,
+) {
+    loop {
+        let Ok(client) = connect::connect(&options).await else {
+            tokio::time::sleep(CATALOG_EVERY * 3).await;
+            continue;
+        };
+        loop {
+            tokio::time::sleep(CATALOG_EVERY).await;
+            match catalog::load_tables(&client, &selection).await {
+                Ok(tables) => {
+                    if news.send(tables).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(error = %error, "cannot read the catalog now");
+                    break;
+                }
+            }
+        }
+    }
+}

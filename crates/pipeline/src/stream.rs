@@ -1,0 +1,396 @@
+//! The stream: from the replication connection to the tables' owners, and back as acknowledgement.
+//!
+//! ```text
+//! frames ─► Assembler ─► cut (at transaction boundaries) ─► owners
+//!    ▲                                                         │
+//!    └────────── standby status ◄─── Acknowledger ◄────────────┘
+//! ```
+//!
+//! Invariant: a cut ends where a transaction ends; what is acknowledged is durable in the lake.
+//! Memory: rows being decoded and rows handed over are each limited; beyond that nothing is read.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, failpoint};
+use alluvium_source_postgres::capture::{Assembler, Failure, Step};
+use alluvium_source_postgres::replication::{Frame, ReplicationConnection};
+use tokio::sync::mpsc::OwnedPermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::acknowledge::{Acknowledger, CutId};
+use crate::owner::{Command, CutEnd, OwnerHandle};
+use crate::project::CommitSettings;
+
+/// Cuts on their way to the lake at the same time: one being written, one behind it.
+const OPEN_CUTS: usize = 2;
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+const BYTES_PER_PERMIT: usize = 1024;
+
+/// Memory for changes, of the pipeline's budget.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamLimits {
+    /// Decoded rows that make a cut without waiting for its time.
+    pub cut_bytes: usize,
+    /// Rows handed over to owners and not yet encoded.
+    pub handed_over_bytes: usize,
+}
+
+/// What the stream found that needs the pipeline's help.
+#[derive(Debug)]
+pub enum Need {
+    /// A relation that is unknown, or has columns that are: see [`Stream::resolve`].
+    Catalog(alluvium_source_postgres::capture::Relation),
+    Failed(Failure),
+}
+
+/// The stream's state; owned by the pipeline's main task.
+pub struct Stream {
+    pub assembler: Assembler,
+    pub owners: BTreeMap<TableId, OwnerHandle>,
+    acknowledger: Acknowledger,
+    limits: StreamLimits,
+    commit: CommitSettings,
+    memory: Arc<Semaphore>,
+    /// Rows cut but not handed over yet, for want of room.
+    waiting: Vec<ChangeBatch>,
+    /// Tables that got rows of a cut that has not ended.
+    dirty: HashSet<TableId>,
+    /// The last transaction that ended, when it is not yet in a cut.
+    ended: Option<(Lsn, Lsn)>,
+    /// The last transaction that ended, in a cut or not.
+    last_ended: Lsn,
+    last_cut: Instant,
+    opened: BTreeMap<CutId, Instant>,
+    interval: Duration,
+    last_status: Instant,
+    told: Lsn,
+    received: Lsn,
+    server: Lsn,
+}
+
+impl Stream {
+    #[must_use]
+    pub fn new(limits: StreamLimits, commit: CommitSettings) -> Self {
+        let permits = limits.handed_over_bytes / BYTES_PER_PERMIT;
+        let now = Instant::now();
+        Self {
+            assembler: Assembler::new(),
+            owners: BTreeMap::new(),
+            acknowledger: Acknowledger::default(),
+            limits,
+            commit,
+            memory: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            waiting: Vec::new(),
+            dirty: HashSet::new(),
+            ended: None,
+            last_ended: Lsn::ZERO,
+            last_cut: now,
+            opened: BTreeMap::new(),
+            interval: Duration::from_millis(commit.min_interval_ms),
+            last_status: now,
+            told: Lsn::ZERO,
+            received: Lsn::ZERO,
+            server: Lsn::ZERO,
+        }
+    }
+
+    /// Forgets what was not handed over, as when the connection is made again.
+    ///
+    /// # Errors
+    /// An owner has ended.
+    pub async fn restart(&mut self, confirmed: Lsn) -> Result<()> {
+        self.assembler.reset();
+        self.waiting.clear();
+        self.dirty.clear();
+        self.ended = None;
+        self.opened.clear();
+        self.acknowledger = Acknowledger::new(confirmed);
+        for owner in self.owners.values() {
+            owner.send(Command::Restarted).await?;
+        }
+        Ok(())
+    }
+
+    /// Durable in every table's lake.
+    #[must_use]
+    pub fn flushed(&self) -> Lsn {
+        self.acknowledger.flushed()
+    }
+
+    #[must_use]
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// The last transaction that was received whole.
+    #[must_use]
+    pub fn last_ended(&self) -> Lsn {
+        self.last_ended
+    }
+
+    /// The server's own position, as it last told.
+    #[must_use]
+    pub fn server(&self) -> Lsn {
+        self.server
+    }
+
+    /// Nothing is on its way to the lake.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.acknowledger.open_cuts() == 0 && self.ended.is_none() && self.waiting.is_empty()
+    }
+
+    /// A table's owner made a cut durable.
+    pub fn durable(&mut self, cut: CutId) {
+        self.acknowledger.done(cut);
+        if self.acknowledger.open_cuts() < self.opened.len()
+            && let Some((_, since)) = self.opened.pop_first()
+        {
+            // Long enough that writing takes less than a third of the time.
+            let least = Duration::from_millis(self.commit.min_interval_ms);
+            let most = Duration::from_millis(self.commit.max_interval_ms);
+            self.interval = (since.elapsed() * 3).clamp(least, most);
+        }
+    }
+
+    /// Whether more may be read: there is room for what would come.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty()
+            && (self.assembler.memory_bytes() < self.limits.cut_bytes || self.can_cut())
+    }
+
+    fn can_cut(&self) -> bool {
+        self.acknowledger.open_cuts() < OPEN_CUTS || self.assembler.in_transaction()
+    }
+
+    /// Decodes the frames that have been received, as far as there is room. Answers the first thing
+    /// that needs help; call again after giving it.
+    ///
+    /// # Errors
+    /// The server sent what cannot be decoded, or ended the stream.
+    pub fn take_frames(&mut self, connection: &mut ReplicationConnection) -> Result<Option<Need>> {
+        while self.has_room() {
+            let Some(frame) = connection.next_frame()? else { return Ok(None) };
+            match frame {
+                Frame::XLogData { wal_start, wal_end, data } => {
+                    self.received = self.received.max(wal_start);
+                    self.server = self.server.max(wal_end);
+                    let step = self.assembler.handle(&data)?;
+                    if let Some(need) = self.step(step)? {
+                        return Ok(Some(need));
+                    }
+                }
+                Frame::Keepalive { wal_end, reply_requested } => {
+                    self.server = self.server.max(wal_end);
+                    self.received = self.received.max(wal_end);
+                    if !self.assembler.in_transaction() {
+                        self.idle_through(wal_end);
+                    }
+                    if reply_requested {
+                        self.last_status = Instant::now() - STATUS_EVERY;
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn idle_through(&mut self, wal_end: Lsn) {
+        match &mut self.ended {
+            Some((_, end_lsn)) => *end_lsn = (*end_lsn).max(wal_end),
+            None => self.acknowledger.idle_through(wal_end),
+        }
+    }
+
+    /// Acts on what the assembler answered.
+    ///
+    /// # Errors
+    /// Arrow refuses decoded columns: a bug.
+    pub fn step(&mut self, step: Step) -> Result<Option<Need>> {
+        match step {
+            Step::Continue => {
+                if self.assembler.memory_bytes() >= self.limits.cut_bytes {
+                    self.cut_part()?;
+                }
+                Ok(None)
+            }
+            Step::Committed { position, end_lsn } => {
+                self.ended = Some((position, end_lsn));
+                self.last_ended = position;
+                self.cut_if_due()?;
+                Ok(None)
+            }
+            Step::Unknown(relation) => Ok(Some(Need::Catalog(relation))),
+            Step::Failed(failure) => Ok(Some(Need::Failed(failure))),
+        }
+    }
+
+    /// Cuts when it is time, or the rows are many.
+    ///
+    /// # Errors
+    /// Arrow refuses decoded columns: a bug.
+    pub fn cut_if_due(&mut self) -> Result<()> {
+        let due = self.last_cut.elapsed() >= self.interval
+            || self.assembler.memory_bytes() >= self.limits.cut_bytes;
+        if due { self.cut() } else { Ok(()) }
+    }
+
+    /// Ends a cut at the last transaction, when there is one and there is room.
+    ///
+    /// # Errors
+    /// Arrow refuses decoded columns: a bug.
+    pub fn cut(&mut self) -> Result<()> {
+        if self.assembler.in_transaction() || !self.waiting.is_empty() {
+            return Ok(());
+        }
+        let Some((position, end_lsn)) = self.ended else { return Ok(()) };
+        if self.acknowledger.open_cuts() >= OPEN_CUTS {
+            return Ok(());
+        }
+        let batches = self.assembler.take_batches()?;
+        let tables: HashSet<&TableId> =
+            batches.iter().map(|batch| &batch.table.id).chain(&self.dirty).collect();
+        let owners: Vec<OwnerHandle> =
+            tables.iter().filter_map(|id| self.owners.get(*id)).cloned().collect();
+        let places: Option<Vec<_>> = owners
+            .into_iter()
+            .map(|owner| owner.try_reserve().map(|place| (owner.table, place)))
+            .collect();
+        match places {
+            Some(places) => self.end_cut(batches, places, position, end_lsn),
+            None => self.waiting = batches,
+        }
+        Ok(())
+    }
+
+    fn end_cut(
+        &mut self,
+        batches: Vec<ChangeBatch>,
+        places: Vec<(TableId, OwnedPermit<Command>)>,
+        position: Lsn,
+        end_lsn: Lsn,
+    ) {
+        let id = self.acknowledger.open(end_lsn, places.len());
+        if self.acknowledger.open_cuts() > 0 {
+            self.opened.insert(id, Instant::now());
+        }
+        let mut by_table = group(batches);
+        for (table, place) in places {
+            let batches = by_table.remove(&table).unwrap_or_default();
+            let permit = self.permit(&batches);
+            place.send(Command::Cut { batches, end: Some(CutEnd { id, position }), permit });
+        }
+        self.dirty.clear();
+        self.ended = None;
+        self.last_cut = Instant::now();
+    }
+
+    /// Cuts once more if there is room, and forgets what is not handed over: the source will send it
+    /// again.
+    pub fn last_cut(&mut self) {
+        if let Err(error) = self.cut() {
+            tracing::warn!(error = %error, "the last cut could not be made");
+        }
+        self.ended = None;
+        self.waiting.clear();
+    }
+
+    /// Hands over a part of a transaction that is too large to be held whole.
+    fn cut_part(&mut self) -> Result<()> {
+        if !self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.waiting = self.assembler.take_batches()?;
+        self.hand_over_waiting();
+        Ok(())
+    }
+
+    /// Hands over parts that waited for room.
+    pub fn hand_over_waiting(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return;
+        }
+        let mut kept = Vec::new();
+        for batch in waiting {
+            let Some(owner) = self.owners.get(&batch.table.id).cloned() else { continue };
+            let batches = std::slice::from_ref(&batch);
+            match (self.permit(batches), owner.try_reserve()) {
+                (Some(permit), Some(place)) => {
+                    self.dirty.insert(owner.table);
+                    let permit = Some(permit);
+                    place.send(Command::Cut { batches: vec![batch], end: None, permit });
+                }
+                _ => kept.push(batch),
+            }
+        }
+        self.waiting = kept;
+    }
+
+    /// Memory for rows handed over, when there is any; of more than all there is, all.
+    fn permit(&self, batches: &[ChangeBatch]) -> Option<OwnedSemaphorePermit> {
+        let bytes: usize = batches.iter().map(ChangeBatch::memory_bytes).sum();
+        let most = self.limits.handed_over_bytes / BYTES_PER_PERMIT;
+        let permits = u32::try_from((bytes / BYTES_PER_PERMIT).min(most)).unwrap_or(u32::MAX);
+        Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()
+    }
+
+    /// Tells the server how far everything is durable: when that changed, when asked, and now and
+    /// then.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn tell_server(
+        &mut self,
+        connection: &mut ReplicationConnection,
+        want_reply: bool,
+    ) -> Result<()> {
+        let flushed = self.flushed();
+        let due = self.last_status.elapsed() >= STATUS_EVERY;
+        if !due && !want_reply && flushed <= self.told {
+            return Ok(());
+        }
+        failpoint::hit("acknowledge.before_send");
+        connection.send_status(flushed, self.received.max(flushed), want_reply).await?;
+        failpoint::hit("acknowledge.after_send");
+        self.told = flushed;
+        self.last_status = Instant::now();
+        Ok(())
+    }
+
+    /// The owner of a table, to be told something outside the cuts.
+    ///
+    /// # Errors
+    /// The table has no owner: a bug.
+    pub fn owner(&self, table: &TableId) -> Result<&OwnerHandle> {
+        self.owners.get(table).ok_or_else(|| Error::bug(format!("table \"{table}\" has no owner")))
+    }
+
+    /// Hands over all rows decoded so far, in the middle of a transaction if need be, so that a
+    /// command sent next comes after them.
+    ///
+    /// # Errors
+    /// An owner has ended, or Arrow refuses decoded columns.
+    pub async fn flush_parts(&mut self) -> Result<()> {
+        let mut batches = std::mem::take(&mut self.waiting);
+        batches.extend(self.assembler.take_batches()?);
+        for batch in batches {
+            let Some(owner) = self.owners.get(&batch.table.id).cloned() else { continue };
+            self.dirty.insert(owner.table.clone());
+            let permit = self.permit(std::slice::from_ref(&batch));
+            owner.send(Command::Cut { batches: vec![batch], end: None, permit }).await?;
+        }
+        Ok(())
+    }
+}
+
+fn group(batches: Vec<ChangeBatch>) -> BTreeMap<TableId, Vec<ChangeBatch>> {
+    let mut by_table: BTreeMap<TableId, Vec<ChangeBatch>> = BTreeMap::new();
+    for batch in batches {
+        by_table.entry(batch.table.id.clone()).or_default().push(batch);
+    }
+    by_table
+}

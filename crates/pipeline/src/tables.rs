@@ -1,0 +1,142 @@
+//! Which tables a project follows, and how a table's shape may change under the stream.
+
+use std::collections::BTreeMap;
+
+use alluvium_change::{Error, Identity, Result, TableSchema, code};
+use alluvium_lake::{MetadataColumn, SilverSettings};
+use alluvium_source_postgres::catalog::{SourceTable, TableOverride, TableSelection};
+use alluvium_source_postgres::type_map::OnInvalid;
+use arrow::array::{Array as _, ArrayRef};
+use arrow::datatypes::Schema;
+
+use crate::project::{OnConflict, Project};
+
+/// The project's choice of tables and columns, as the catalog takes it.
+#[must_use]
+pub fn selection(project: &Project) -> TableSelection {
+    let overrides = project.tables.iter().map(|(table, settings)| {
+        let column_options = settings.column.iter().map(|(column, options)| {
+            let on_invalid = options.on_invalid.or(settings.on_invalid).unwrap_or(OnInvalid::Error);
+            (column.clone(), (on_invalid, options.stored_as.clone()))
+        });
+        let table_override = TableOverride {
+            key: settings.key.clone(),
+            columns: settings.columns.clone(),
+            exclude_columns: settings.exclude_columns.clone(),
+            on_invalid: settings.on_invalid.unwrap_or(OnInvalid::Error),
+            column_options: column_options.collect(),
+        };
+        (table.clone(), table_override)
+    });
+    TableSelection {
+        include: project.source.tables.clone(),
+        exclude: project.source.exclude.clone(),
+        overrides: overrides.collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// How silver treats this table.
+#[must_use]
+pub fn silver_settings(project: &Project, table: &str) -> SilverSettings {
+    let settings = project.tables.get(table);
+    let on_conflict = settings.map_or(OnConflict::Stop, |settings| settings.on_conflict);
+    let metadata = settings.map_or(&[][..], |settings| settings.metadata_columns.as_slice());
+    let metadata_columns = metadata.iter().filter_map(|column| match column.as_str() {
+        "_commit_lsn" => Some(MetadataColumn::CommitLsn),
+        "_commit_time" => Some(MetadataColumn::CommitTime),
+        "_op" => Some(MetadataColumn::Op),
+        _ => None,
+    });
+    SilverSettings {
+        on_conflict: match on_conflict {
+            OnConflict::Stop => alluvium_lake::OnConflict::Stop,
+            OnConflict::Repair => alluvium_lake::OnConflict::Repair,
+        },
+        metadata_columns: metadata_columns.collect(),
+    }
+}
+
+/// What identifies a row, for people.
+#[must_use]
+pub fn describe_identity(table: &TableSchema) -> String {
+    match &table.identity {
+        Identity::Key(_) => format!("key ({})", table.key_names().join(", ")),
+        Identity::WholeRow => "whole row".to_owned(),
+        Identity::AppendOnly => "none: append-only".to_owned(),
+    }
+}
+
+/// What an owner has to do for its table's newest shape.
+#[derive(Debug, Clone)]
+pub enum ShapeStep {
+    Same,
+    /// New columns at the end. `fill` has one value for each that existing rows show; `recopy` when
+    /// only the source knows what they show.
+    AddColumns { fill: Vec<(String, ArrayRef)>, recopy: bool },
+}
+
+/// How to come from the columns the lake has to those the source has now.
+///
+/// # Errors
+/// `AL-SCHEMA-001`, when the stream cannot follow: a column dropped, renamed or of another type.
+pub fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
+    let id = &table.schema.id;
+    let incompatible = |what: String| {
+        Error::new(&code::SCHEMA_CHANGED, format!("table \"{id}\" changed: {what}"))
+            .with_detail("the lake keeps the table as it was before the change")
+            .with_hint(format!("copy it afresh in its new shape: alluvium resync {id}"))
+    };
+    for field in lake.fields() {
+        match table.schema.columns.iter().find(|column| column.name == *field.name()) {
+            None => {
+                return Err(incompatible(format!(
+                    "column \"{}\" was dropped, renamed or left out",
+                    field.name()
+                )));
+            }
+            Some(column) if column.data_type != *field.data_type() => {
+                return Err(incompatible(format!(
+                    "column \"{}\" is now of type {}",
+                    field.name(),
+                    column.source_type
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut fill = Vec::new();
+    let mut recopy = false;
+    for (column, plan) in table.schema.columns.iter().zip(&table.plans) {
+        if lake.field_with_name(&column.name).is_ok() {
+            continue;
+        }
+        let attribute = table.attributes.iter().find(|a| a.name == column.name);
+        let mut builder = plan.builder();
+        match attribute.and_then(|attribute| attribute.missing_value.as_ref()) {
+            Some(text) => builder.append_text(text.as_bytes()).map_err(|invalid| {
+                incompatible(format!(
+                    "column \"{}\" was added with a default that holds {}",
+                    column.name, invalid.kind
+                ))
+            })?,
+            None => {
+                // Without a missing value a default was either added later, and existing rows are
+                // NULL, or the table was rewritten, and each row has a value of its own.
+                recopy |= attribute.is_none_or(|attribute| {
+                    attribute.has_default || attribute.not_null
+                });
+                builder.append_null();
+            }
+        }
+        fill.push((column.name.clone(), builder.finish()?));
+    }
+    if fill.is_empty() {
+        let order = lake.fields().iter().zip(&table.schema.columns);
+        if let Some((field, _)) = order.into_iter().find(|(f, c)| *f.name() != c.name) {
+            return Err(incompatible(format!("column \"{}\" has another place", field.name())));
+        }
+        return Ok(ShapeStep::Same);
+    }
+    debug_assert!(fill.iter().all(|(_, value)| value.len() == 1));
+    Ok(ShapeStep::AddColumns { fill, recopy })
+}
