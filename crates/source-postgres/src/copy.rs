@@ -41,9 +41,17 @@ pub struct CopyRange {
 /// Cuts `table` into ranges of about `target_bytes`, by leaf and page.
 #[must_use]
 pub fn plan_ranges(table: &SourceTable, target_bytes: u64) -> Vec<CopyRange> {
-    let heap_bytes = table.leaves.iter().map(|leaf| u64::from(leaf.pages) * PAGE_BYTES).sum();
+    let heap_bytes = table
+        .leaves
+        .iter()
+        .map(|leaf| u64::from(leaf.pages) * PAGE_BYTES)
+        .sum();
     // Values out of line come on top of the pages that name them.
-    let times = table.total_bytes.checked_div(heap_bytes).unwrap_or(1).max(1);
+    let times = table
+        .total_bytes
+        .checked_div(heap_bytes)
+        .unwrap_or(1)
+        .max(1);
     let pages = (target_bytes / PAGE_BYTES / times).clamp(1, u64::from(u32::MAX));
     let target_pages = u32::try_from(pages).unwrap_or(u32::MAX);
     let mut ranges = Vec::new();
@@ -54,11 +62,22 @@ pub fn plan_ranges(table: &SourceTable, target_bytes: u64) -> Vec<CopyRange> {
             target_pages.max(found.pages.div_ceil(MAX_RANGES_WITHOUT_RANGE_SCAN))
         };
         let mut start_page = 0_u32;
-        while let Some(end) = start_page.checked_add(step).filter(|&end| end < found.pages) {
-            ranges.push(CopyRange { leaf, start_page, end_page: Some(end) });
+        while let Some(end) = start_page
+            .checked_add(step)
+            .filter(|&end| end < found.pages)
+        {
+            ranges.push(CopyRange {
+                leaf,
+                start_page,
+                end_page: Some(end),
+            });
             start_page = end;
         }
-        ranges.push(CopyRange { leaf, start_page, end_page: None });
+        ranges.push(CopyRange {
+            leaf,
+            start_page,
+            end_page: None,
+        });
     }
     ranges
 }
@@ -125,7 +144,9 @@ impl SnapshotSession {
             if !matches!(server.sqlstate.as_str(), "22023" | "42704" | "55000") {
                 return Err(map_error(error, "entering the snapshot"));
             }
-            return Err(gone.with_detail(server.message.clone()).with_source(SnapshotGone(server)));
+            return Err(gone
+                .with_detail(server.message.clone())
+                .with_source(SnapshotGone(server)));
         }
         Ok(Self { client })
     }
@@ -158,7 +179,9 @@ impl SnapshotSession {
                        bool_or(pg_relation_filenode(oid) IS DISTINCT FROM relfilenode), false)
                    FROM pg_class WHERE oid = ANY($1::oid[])";
         let row = self.client.query_one(sql, &[&oids]).await.map_err(failed)?;
-        Ok(Locked { rewritten: get(&row, 0)? })
+        Ok(Locked {
+            rewritten: get(&row, 0)?,
+        })
     }
 
     /// Starts to copy one range; batches hold about `max_batch_bytes`.
@@ -173,8 +196,11 @@ impl SnapshotSession {
     ) -> Result<CopyReader> {
         let sql = copy_sql(table, range)?;
         let doing = format!("copying table \"{}\"", table.id());
-        let stream =
-            self.client.copy_out(&sql).await.map_err(|error| rights_hint(map_error(error, &doing)))?;
+        let stream = self
+            .client
+            .copy_out(&sql)
+            .await
+            .map_err(|error| rights_hint(map_error(error, &doing)))?;
         Ok(CopyReader {
             stream: Box::pin(stream),
             cutter: TupleCutter::default(),
@@ -205,7 +231,11 @@ fn rights_hint(error: Error) -> Error {
 
 fn copy_sql(table: &SourceTable, range: CopyRange) -> Result<String> {
     let leaf = table.leaves.get(range.leaf).ok_or_else(|| {
-        Error::bug(format!("table \"{}\" has no leaf {}", table.id(), range.leaf))
+        Error::bug(format!(
+            "table \"{}\" has no leaf {}",
+            table.id(),
+            range.leaf
+        ))
     })?;
     let columns: Vec<String> = table
         .schema
@@ -227,7 +257,10 @@ fn copy_sql(table: &SourceTable, range: CopyRange) -> Result<String> {
         .collect();
     let mut conditions = Vec::new();
     if range.start_page > 0 {
-        conditions.push(format!("t.ctid >= '({},0)'::pg_catalog.tid", range.start_page));
+        conditions.push(format!(
+            "t.ctid >= '({},0)'::pg_catalog.tid",
+            range.start_page
+        ));
     }
     if let Some(end) = range.end_page {
         conditions.push(format!("t.ctid < '({end},0)'::pg_catalog.tid"));
@@ -332,25 +365,37 @@ impl CopyReader {
     }
 
     fn finish_batch(&mut self) -> Result<RecordBatch> {
-        let arrays = self.builders.iter_mut().map(ColumnBuilder::finish).collect::<Result<_>>()?;
+        let arrays = self
+            .builders
+            .iter_mut()
+            .map(ColumnBuilder::finish)
+            .collect::<Result<_>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(self.batch_rows));
         (self.batch_bytes, self.batch_rows) = (0, 0);
-        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
-            .map_err(|error| Error::bug("copied columns do not fit their schema").with_source(error))
+        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(|error| {
+            Error::bug("copied columns do not fit their schema").with_source(error)
+        })
     }
 }
 
 /// The key of a row for people, `(7, a)`; empty without a key.
 fn row_name(table: &SourceTable, tuple: &Tuple, fields: &Fields) -> String {
-    let Identity::Key(key) = &table.schema.identity else { return String::new() };
+    let Identity::Key(key) = &table.schema.identity else {
+        return String::new();
+    };
     let text = |&place: &usize| {
-        let bytes = fields.get(place)?.clone().and_then(|range| tuple.bytes.get(range))?;
+        let bytes = fields
+            .get(place)?
+            .clone()
+            .and_then(|range| tuple.bytes.get(range))?;
         let mut builder = table.plans.get(place)?.builder();
         builder.append_copy(bytes).ok()?;
         array_value_to_string(&builder.finish().ok()?, 0).ok()
     };
-    let texts: Vec<String> =
-        key.iter().map(|place| text(place).unwrap_or_else(|| "?".to_owned())).collect();
+    let texts: Vec<String> = key
+        .iter()
+        .map(|place| text(place).unwrap_or_else(|| "?".to_owned()))
+        .collect();
     format!("({})", texts.join(", "))
 }
 
@@ -367,18 +412,26 @@ pub fn invalid_value(
         .schema
         .columns
         .get(column)
-        .map_or(("?", "?"), |column| (column.name.as_str(), column.source_type.as_str()));
+        .map_or(("?", "?"), |column| {
+            (column.name.as_str(), column.source_type.as_str())
+        });
     let id = table.id();
     let with_key = if row.is_empty() {
         String::new()
     } else {
-        format!(" of the row with key ({}) = {row}", table.schema.key_names().join(", "))
+        format!(
+            " of the row with key ({}) = {row}",
+            table.schema.key_names().join(", ")
+        )
     };
     Error::new(
         &code::VALUE,
         format!("table \"{id}\", column \"{name}\": {}", invalid.kind),
     )
-    .with_detail(format!("value \"{}\" of type {source_type}{with_key}", invalid.text))
+    .with_detail(format!(
+        "value \"{}\" of type {source_type}{with_key}",
+        invalid.text
+    ))
     .with_hint(format!(
         "choose what happens to such values: [tables.\"{id}\".column.\"{name}\"] on_invalid = \
          \"clamp\" (nearest value), \"null\", or \"string\" (the whole column as text); \

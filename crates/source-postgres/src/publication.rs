@@ -63,11 +63,7 @@ pub struct Plan {
 /// # Errors
 /// `PG_PUBLICATION` with the SQL to run, when something is missing that we must not or may not
 /// change.
-pub async fn ensure(
-    client: &Client,
-    name: &str,
-    tables: &[&SourceTable],
-) -> Result<Vec<String>> {
+pub async fn ensure(client: &Client, name: &str, tables: &[&SourceTable]) -> Result<Vec<String>> {
     let plan = plan(client, name, tables).await?;
     for statement in &plan.statements {
         if let Err(error) = client.batch_execute(statement).await {
@@ -128,8 +124,14 @@ pub async fn load(client: &Client, name: &str) -> Result<Option<Publication>> {
          FROM pg_publication_tables WHERE pubname = $1::text"
     };
     for row in client.query(sql, &[&name]).await.map_err(failed)? {
-        let id = TableId { schema: get(&row, 0)?, name: get(&row, 1)? };
-        let member = Member { columns: get(&row, 2)?, row_filter: get(&row, 3)? };
+        let id = TableId {
+            schema: get(&row, 0)?,
+            name: get(&row, 1)?,
+        };
+        let member = Member {
+            columns: get(&row, 2)?,
+            row_filter: get(&row, 3)?,
+        };
         publication.members.insert(id, member);
     }
     Ok(Some(publication))
@@ -146,13 +148,18 @@ fn make_plan(
         .copied()
         .partition(|table| table.schema.identity == Identity::AppendOnly);
     let append_name = append_name(name);
-    let mut plan = Plan { statements: Vec::new(), names: vec![name.to_owned()] };
+    let mut plan = Plan {
+        statements: Vec::new(),
+        names: vec![name.to_owned()],
+    };
 
     let Some(main) = main else {
-        plan.statements.push(create(name, &keyed, "insert, update, delete, truncate"));
+        plan.statements
+            .push(create(name, &keyed, "insert, update, delete, truncate"));
         prepare_append(&append_name, append, &append_only, &mut plan)?;
         if append.is_none() && append_only.is_empty() {
-            plan.statements.push(create(&append_name, &[], "insert, truncate"));
+            plan.statements
+                .push(create(&append_name, &[], "insert, truncate"));
             plan.names.push(append_name);
         }
         return Ok(plan);
@@ -164,8 +171,9 @@ fn make_plan(
         check_members(main, tables)?;
         return Ok(plan);
     }
-    let (covered, uncovered): (Vec<_>, Vec<_>) =
-        append_only.into_iter().partition(|table| main.members.contains_key(table.id()));
+    let (covered, uncovered): (Vec<_>, Vec<_>) = append_only
+        .into_iter()
+        .partition(|table| main.members.contains_key(table.id()));
     check_operations(main, &covered, &["insert", "truncate"])?;
     check_members(main, tables)?;
     add_missing(main, &keyed, &mut plan);
@@ -183,12 +191,12 @@ fn prepare_append(
     match append {
         Some(append) => {
             if append.update || append.delete {
-                return Err(unusable(append_name, "it publishes updates or deletes").with_hint(
-                    format!(
+                return Err(
+                    unusable(append_name, "it publishes updates or deletes").with_hint(format!(
                         "ALTER PUBLICATION {} SET (publish = 'insert, truncate');",
                         quote(append_name)
-                    ),
-                ));
+                    )),
+                );
             }
             check_operations(append, tables, &["insert", "truncate"])?;
             check_root(append, tables)?;
@@ -196,7 +204,9 @@ fn prepare_append(
             add_missing(append, tables, plan);
         }
         None if tables.is_empty() => return Ok(()),
-        None => plan.statements.push(create(append_name, tables, "insert, truncate")),
+        None => plan
+            .statements
+            .push(create(append_name, tables, "insert, truncate")),
     }
     plan.names.push(append_name.to_owned());
     Ok(())
@@ -267,11 +277,16 @@ fn check_operations(
 }
 
 fn check_root(publication: &Publication, tables: &[&SourceTable]) -> Result<()> {
-    let Some(table) = tables.iter().find(|table| table.is_partitioned) else { return Ok(()) };
+    let Some(table) = tables.iter().find(|table| table.is_partitioned) else {
+        return Ok(());
+    };
     if publication.via_root {
         return Ok(());
     }
-    let why = format!("it publishes the partitions of \"{}\" instead of the table", table.id());
+    let why = format!(
+        "it publishes the partitions of \"{}\" instead of the table",
+        table.id()
+    );
     Err(unusable(&publication.name, &why).with_hint(format!(
         "ALTER PUBLICATION {} SET (publish_via_partition_root = true); or name another publication \
          in the project file",
@@ -282,7 +297,9 @@ fn check_root(publication: &Publication, tables: &[&SourceTable]) -> Result<()> 
 /// A filter would make the stream differ from what was copied.
 fn check_members(publication: &Publication, tables: &[&SourceTable]) -> Result<()> {
     for table in tables {
-        let Some(member) = publication.members.get(table.id()) else { continue };
+        let Some(member) = publication.members.get(table.id()) else {
+            continue;
+        };
         let id = table.id();
         if let Some(filter) = &member.row_filter {
             let why = format!("it publishes only some rows of \"{id}\"");
@@ -290,7 +307,9 @@ fn check_members(publication: &Publication, tables: &[&SourceTable]) -> Result<(
                 .with_detail(format!("WHERE {filter}"))
                 .with_hint("name a publication of this project's own, which is made when absent"));
         }
-        let Some(columns) = &member.columns else { continue };
+        let Some(columns) = &member.columns else {
+            continue;
+        };
         let published: BTreeSet<&str> = columns.iter().map(String::as_str).collect();
         let missing: Vec<String> = table
             .schema
@@ -311,7 +330,10 @@ fn check_members(publication: &Publication, tables: &[&SourceTable]) -> Result<(
 }
 
 fn unusable(name: &str, why: &str) -> Error {
-    Error::new(&code::PG_PUBLICATION, format!("publication \"{name}\" cannot be used: {why}"))
+    Error::new(
+        &code::PG_PUBLICATION,
+        format!("publication \"{name}\" cannot be used: {why}"),
+    )
 }
 
 pub(crate) fn quote(name: &str) -> String {

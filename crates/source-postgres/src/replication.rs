@@ -68,8 +68,14 @@ impl ReplicationConnection {
                 .map_err(|error| connect::start_error(error, options))
         })
         .await?;
-        let mut connection = Self { wire, slot: String::new() };
-        connection.wire.query(NEWER_TIMEOUTS_SQL, "setting up the session").await?;
+        let mut connection = Self {
+            wire,
+            slot: String::new(),
+        };
+        connection
+            .wire
+            .query(NEWER_TIMEOUTS_SQL, "setting up the session")
+            .await?;
         Ok(connection)
     }
 
@@ -78,15 +84,26 @@ impl ReplicationConnection {
     /// # Errors
     /// `PG_CONNECTION_LOST`, or `PG_PROTOCOL` for an answer of another shape.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
-        let rows = self.wire.query("IDENTIFY_SYSTEM", "identifying the server").await?;
+        let rows = self
+            .wire
+            .query("IDENTIFY_SYSTEM", "identifying the server")
+            .await?;
         let row = first_row(rows)?;
-        let [Some(system_identifier), Some(timeline), Some(lsn), database, ..] = row.as_slice()
+        let [
+            Some(system_identifier),
+            Some(timeline),
+            Some(lsn),
+            database,
+            ..,
+        ] = row.as_slice()
         else {
             return Err(protocol("no identity".to_owned()));
         };
         Ok(SystemIdentity {
             system_identifier: system_identifier.clone(),
-            timeline: timeline.parse().map_err(|_| protocol("an odd timeline".to_owned()))?,
+            timeline: timeline
+                .parse()
+                .map_err(|_| protocol("an odd timeline".to_owned()))?,
             flush_lsn: lsn.parse().map_err(|_| protocol("an odd LSN".to_owned()))?,
             database: database.clone().unwrap_or_default(),
         })
@@ -106,7 +123,10 @@ impl ReplicationConnection {
             "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT",
             quote_identifier(name)
         );
-        let rows = self.wire.query(&command, &format!("creating slot \"{name}\"")).await?;
+        let rows = self
+            .wire
+            .query(&command, &format!("creating slot \"{name}\""))
+            .await?;
         let row = first_row(rows)?;
         let [_, Some(lsn), Some(snapshot_name), ..] = row.as_slice() else {
             return Err(protocol("no slot".to_owned()));
@@ -124,7 +144,10 @@ impl ReplicationConnection {
     /// `PG_SLOT_ACTIVE`, `PG_SLOT_LOST`, `PG_WAL_LEVEL`, `PG_RIGHTS`.
     pub async fn start(&mut self, slot: &str, start: Lsn, publications: &[String]) -> Result<()> {
         slot.clone_into(&mut self.slot);
-        let names: Vec<String> = publications.iter().map(|name| quote_identifier(name)).collect();
+        let names: Vec<String> = publications
+            .iter()
+            .map(|name| quote_identifier(name))
+            .collect();
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {start} \
              (\"proto_version\" '1', \"publication_names\" {})",
@@ -132,7 +155,10 @@ impl ReplicationConnection {
             quote_literal(&names.join(",")),
         );
         let doing = format!("starting the stream of slot \"{slot}\"");
-        self.wire.enter_stream(&command, &doing).await.map_err(|error| stream_error(error, slot))
+        self.wire
+            .enter_stream(&command, &doing)
+            .await
+            .map_err(|error| stream_error(error, slot))
     }
 
     /// Waits for bytes and reads as many as are there, up to the buffer's size. Safe to cancel.
@@ -165,7 +191,10 @@ impl ReplicationConnection {
                     ));
                 }
                 tag => {
-                    return Err(protocol(format!("a message \"{}\" in a stream", char::from(tag))));
+                    return Err(protocol(format!(
+                        "a message \"{}\" in a stream",
+                        char::from(tag)
+                    )));
                 }
             }
         }
@@ -183,9 +212,17 @@ impl ReplicationConnection {
         received: Lsn,
         reply_requested: bool,
     ) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let now_micros = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
-        put_status(self.wire.outgoing(), received, flushed, now_micros, reply_requested);
+        put_status(
+            self.wire.outgoing(),
+            received,
+            flushed,
+            now_micros,
+            reply_requested,
+        );
         self.wire.flush().await
     }
 
@@ -228,12 +265,16 @@ impl ReplicationConnection {
 }
 
 fn first_row(rows: Vec<Vec<Cell>>) -> Result<Vec<Cell>> {
-    rows.into_iter().next().ok_or_else(|| protocol("an empty answer".to_owned()))
+    rows.into_iter()
+        .next()
+        .ok_or_else(|| protocol("an empty answer".to_owned()))
 }
 
 /// Gives an error of `START_REPLICATION` and of the stream the meaning it has for the slot.
 fn stream_error(error: Error, slot: &str) -> Error {
-    let Some(server) = server_error(&error) else { return error };
+    let Some(server) = server_error(&error) else {
+        return error;
+    };
     // What another cause than the slot has was told apart by the server's routine already.
     if !error.is(&code::PG_QUERY) && !error.is(&code::PG_SLOT_ACTIVE) {
         return error;
@@ -241,7 +282,10 @@ fn stream_error(error: Error, slot: &str) -> Error {
     let (code, message): (&'static Code, String) = match server.sqlstate.as_str() {
         // The message names the process that holds it.
         "55006" => (&code::PG_SLOT_ACTIVE, server.message.clone()),
-        "42704" => (&code::PG_SLOT_LOST, format!("slot \"{slot}\" does not exist")),
+        "42704" => (
+            &code::PG_SLOT_LOST,
+            format!("slot \"{slot}\" does not exist"),
+        ),
         "55000" | "58P01" => (
             &code::PG_SLOT_LOST,
             format!("slot \"{slot}\" can no longer be read: {}", server.message),

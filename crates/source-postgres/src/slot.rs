@@ -52,7 +52,11 @@ pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>> {
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
          WHERE s.slot_name = $1::text"
     );
-    let Some(row) = client.query_opt(sql.as_str(), &[&name]).await.map_err(failed)? else {
+    let Some(row) = client
+        .query_opt(sql.as_str(), &[&name])
+        .await
+        .map_err(failed)?
+    else {
         return Ok(None);
     };
     Ok(Some(SlotState {
@@ -96,9 +100,7 @@ const CURRENT_LSN: &str = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay
 /// When the server cannot be asked.
 pub async fn current_lsn(client: &Client) -> Result<Lsn> {
     let failed = |error| map_error(error, "asking for the end of the log");
-    let sql = format!(
-        "SELECT ({CURRENT_LSN})::text, current_setting('wal_block_size')::int4"
-    );
+    let sql = format!("SELECT ({CURRENT_LSN})::text, current_setting('wal_block_size')::int4");
     let row = client.query_one(sql.as_str(), &[]).await.map_err(failed)?;
     let position = lsn(get(&row, 0)?).unwrap_or_default();
     let page_bytes = u64::try_from(get::<i32>(&row, 1)?).unwrap_or(8192).max(1);
@@ -124,7 +126,10 @@ mod tests {
     #[test]
     fn a_place_after_a_page_header_is_the_page_border() {
         assert_eq!(before_page_header(Lsn(8192 + 24), 8192), Lsn(8192));
-        assert_eq!(before_page_header(Lsn(16 * 8192 + 40), 8192), Lsn(16 * 8192));
+        assert_eq!(
+            before_page_header(Lsn(16 * 8192 + 40), 8192),
+            Lsn(16 * 8192)
+        );
         assert_eq!(before_page_header(Lsn(8192 + 56), 8192), Lsn(8192 + 56));
         assert_eq!(before_page_header(Lsn(8192), 8192), Lsn(8192));
     }

@@ -36,7 +36,10 @@ pub(super) fn source_table(
     attribute_rows: Vec<AttributeRow>,
     leaf_rows: Vec<LeafRow>,
 ) -> Result<SourceTable> {
-    let id = relation.id.clone().ok_or_else(|| Error::bug("a table without a name"))?;
+    let id = relation
+        .id
+        .clone()
+        .ok_or_else(|| Error::bug("a table without a name"))?;
     let none = TableOverride::default();
     let settings = facts.selection.of(&id).unwrap_or(&none);
     let mut refusals = Refusals::default();
@@ -58,7 +61,11 @@ pub(super) fn source_table(
 
     let has_toast = leaf_rows.iter().any(|leaf| leaf.has_toast);
     let captured = |wanted: fn(&Attribute) -> bool| {
-        let names = planned.attributes.iter().filter(|a| wanted(a)).map(|a| a.name.clone());
+        let names = planned
+            .attributes
+            .iter()
+            .filter(|a| wanted(a))
+            .map(|a| a.name.clone());
         names.collect::<Vec<_>>()
     };
     let toast_columns = if has_toast {
@@ -68,13 +75,19 @@ pub(super) fn source_table(
     };
     let generated_columns = captured(|a| a.is_generated);
     let is_partitioned = relation.kind == 'p';
-    let has_primary_key = facts.indexes_of(relation.oid).iter().any(|index| index.is_primary);
+    let has_primary_key = facts
+        .indexes_of(relation.oid)
+        .iter()
+        .any(|index| index.is_primary);
     Ok(SourceTable {
         schema: TableSchema::new(id, relation.oid, planned.columns, identity),
         plans: planned.plans,
         attributes: planned.attributes,
         estimated_rows: leaf_rows.iter().map(estimated_rows).sum(),
-        total_bytes: leaf_rows.iter().map(|leaf| leaf.total_bytes.max(0).unsigned_abs()).sum(),
+        total_bytes: leaf_rows
+            .iter()
+            .map(|leaf| leaf.total_bytes.max(0).unsigned_abs())
+            .sum(),
         leaves: leaf_rows.iter().map(leaf).collect(),
         replica_identity: relation.replica_identity,
         is_partitioned,
@@ -113,7 +126,10 @@ fn check_names(
 ) {
     let existing: HashSet<&str> = rows.iter().map(|row| row.attribute.name.as_str()).collect();
     let asked = [&settings.key, &settings.columns, &settings.exclude_columns];
-    let asked = asked.into_iter().flatten().chain(settings.column_options.keys());
+    let asked = asked
+        .into_iter()
+        .flatten()
+        .chain(settings.column_options.keys());
     for name in asked {
         if !existing.contains(name.as_str()) {
             refusals.add(
@@ -126,7 +142,10 @@ fn check_names(
         }
     }
     let mut lower: HashSet<String> = HashSet::new();
-    for row in rows.iter().filter(|row| is_wanted(settings, &row.attribute)) {
+    for row in rows
+        .iter()
+        .filter(|row| is_wanted(settings, &row.attribute))
+    {
         if !lower.insert(row.attribute.name.to_lowercase()) {
             refusals.add(
                 &Error::new(
@@ -153,7 +172,12 @@ fn check_leaves(id: &TableId, leaves: &[LeafRow], refusals: &mut Refusals) {
             'f' => "a foreign table",
             _ => "unlogged",
         };
-        let name = leaf.relation.id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let name = leaf
+            .relation
+            .id
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         refusals.add(
             &Error::new(
                 &code::SCHEMA_CHANGED,
@@ -208,7 +232,9 @@ fn plan_columns(
             match plan {
                 Ok(plan) => {
                     if let Some(note) = &plan.note {
-                        planned.notes.push(format!("column \"{}\": {note}", attribute.name));
+                        planned
+                            .notes
+                            .push(format!("column \"{}\": {note}", attribute.name));
                     }
                     attribute.column = Some(planned.columns.len());
                     planned.columns.push(Column {
@@ -225,8 +251,11 @@ fn plan_columns(
     }
     if planned.columns.is_empty() {
         refusals.add(
-            &Error::new(&code::SCHEMA_COLUMN, format!("table \"{id}\" has no column to copy"))
-                .with_hint("exclude the table"),
+            &Error::new(
+                &code::SCHEMA_COLUMN,
+                format!("table \"{id}\" has no column to copy"),
+            )
+            .with_hint("exclude the table"),
         );
     }
     planned
@@ -251,7 +280,11 @@ fn identity(
     refusals: &mut Refusals,
 ) -> Identity {
     let quoted = |relation: &Relation| {
-        relation.id.as_ref().map(TableId::quoted).unwrap_or_default()
+        relation
+            .id
+            .as_ref()
+            .map(TableId::quoted)
+            .unwrap_or_default()
     };
     let quoted_root = quoted(relation);
     let names: Vec<String> = leaves.iter().map(|leaf| quoted(&leaf.relation)).collect();
@@ -296,17 +329,21 @@ fn key_places(
     let mut nullable = BTreeSet::new();
     for name in key {
         let attribute = attributes.iter().find(|attribute| &attribute.name == name);
-        let place = attribute.and_then(|attribute| attribute.column).ok_or_else(|| {
-            let why = match attribute {
-                Some(attribute) if attribute.is_generated => "is generated and not streamed",
-                _ => "is left out",
-            };
-            Error::new(
-                &code::SCHEMA_COLUMN,
-                format!("column \"{name}\" belongs to the key of table {quoted_root} but {why}"),
-            )
-            .with_hint("keep the columns of the key, or name another key in the project file")
-        })?;
+        let place = attribute
+            .and_then(|attribute| attribute.column)
+            .ok_or_else(|| {
+                let why = match attribute {
+                    Some(attribute) if attribute.is_generated => "is generated and not streamed",
+                    _ => "is left out",
+                };
+                Error::new(
+                    &code::SCHEMA_COLUMN,
+                    format!(
+                        "column \"{name}\" belongs to the key of table {quoted_root} but {why}"
+                    ),
+                )
+                .with_hint("keep the columns of the key, or name another key in the project file")
+            })?;
         places.push(place);
         if attribute.is_some_and(|attribute| !attribute.not_null) {
             nullable.insert(name.as_str());
@@ -314,7 +351,9 @@ fn key_places(
     }
     if !nullable.is_empty() {
         let names = nullable.into_iter().collect::<Vec<_>>().join(", ");
-        notes.push(format!("columns of the key may be NULL ({names}); such rows are refused"));
+        notes.push(format!(
+            "columns of the key may be NULL ({names}); such rows are refused"
+        ));
     }
     Ok(places)
 }
@@ -323,7 +362,12 @@ fn leaf(row: &LeafRow) -> Leaf {
     Leaf {
         oid: row.relation.oid,
         relfilenode: row.relfilenode,
-        quoted_name: row.relation.id.as_ref().map(TableId::quoted).unwrap_or_default(),
+        quoted_name: row
+            .relation
+            .id
+            .as_ref()
+            .map(TableId::quoted)
+            .unwrap_or_default(),
         pages: pages(row.size_bytes),
     }
 }

@@ -43,7 +43,10 @@ pub(super) struct Holder<'a> {
 
 impl Holder<'_> {
     fn primary_key(&self) -> Option<&[String]> {
-        let found = self.indexes.iter().find(|index| index.is_primary && index.is_usable);
+        let found = self
+            .indexes
+            .iter()
+            .find(|index| index.is_primary && index.is_usable);
         found.map(|index| index.columns.as_slice())
     }
 
@@ -55,8 +58,10 @@ impl Holder<'_> {
             'f' => Sent::Everything,
             'd' => columns(self.primary_key()),
             'i' => {
-                let mut usable =
-                    self.indexes.iter().filter(|index| index.is_replica_identity && index.is_usable);
+                let mut usable = self
+                    .indexes
+                    .iter()
+                    .filter(|index| index.is_replica_identity && index.is_usable);
                 columns(usable.next().map(|index| index.columns.as_slice()))
             }
             _ => Sent::Nothing,
@@ -138,9 +143,15 @@ fn key_not_sent(quoted: &str, key: &[String], leaf: &Holder<'_>) -> Error {
     };
     Error::new(
         &code::CONFIG_VALUE,
-        format!("the key ({}) set for table {quoted} cannot be used", key.join(", ")),
+        format!(
+            "the key ({}) set for table {quoted} cannot be used",
+            key.join(", ")
+        ),
     )
-    .with_detail(format!("of an old row of {} the server sends only ({sent})", leaf.name))
+    .with_detail(format!(
+        "of an old row of {} the server sends only ({sent})",
+        leaf.name
+    ))
     .with_hint(format!(
         "leave the key out, or ALTER TABLE {} REPLICA IDENTITY FULL",
         leaf.name
@@ -163,7 +174,11 @@ mod tests {
     }
 
     fn holder(replica_identity: char, indexes: &[IndexRow]) -> Holder<'_> {
-        Holder { name: "t", replica_identity, indexes }
+        Holder {
+            name: "t",
+            replica_identity,
+            indexes,
+        }
     }
 
     fn key(names: &[&str]) -> Decision {
@@ -180,7 +195,10 @@ mod tests {
     fn the_matrix_of_one_table() {
         let pk = [index(&["a", "b"], true, false)];
         let by_index = [index(&["a"], true, false), index(&["u"], false, true)];
-        let unusable = [IndexRow { is_usable: false, ..index(&["a"], true, true) }];
+        let unusable = [IndexRow {
+            is_usable: false,
+            ..index(&["a"], true, true)
+        }];
         assert_eq!(decide_one('d', &pk, &[]).unwrap(), key(&["a", "b"]));
         assert_eq!(decide_one('f', &pk, &[]).unwrap(), key(&["a", "b"]));
         assert_eq!(decide_one('n', &pk, &[]).unwrap(), Decision::AppendOnly);
@@ -188,8 +206,14 @@ mod tests {
         assert_eq!(decide_one('d', &[], &[]).unwrap(), Decision::AppendOnly);
         assert_eq!(decide_one('f', &[], &[]).unwrap(), Decision::WholeRow);
         // A deferrable key lets two rows share it within a transaction.
-        assert_eq!(decide_one('d', &unusable, &[]).unwrap(), Decision::AppendOnly);
-        assert_eq!(decide_one('i', &unusable, &[]).unwrap(), Decision::AppendOnly);
+        assert_eq!(
+            decide_one('d', &unusable, &[]).unwrap(),
+            Decision::AppendOnly
+        );
+        assert_eq!(
+            decide_one('i', &unusable, &[]).unwrap(),
+            Decision::AppendOnly
+        );
         assert_eq!(decide_one('f', &unusable, &[]).unwrap(), Decision::WholeRow);
     }
 
@@ -198,7 +222,11 @@ mod tests {
         let pk = [index(&["a"], true, false)];
         assert_eq!(decide_one('f', &[], &["x"]).unwrap(), key(&["x"]));
         assert_eq!(decide_one('f', &pk, &["x"]).unwrap(), key(&["x"]));
-        assert!(decide_one('d', &pk, &["x"]).unwrap_err().is(&code::CONFIG_VALUE));
+        assert!(
+            decide_one('d', &pk, &["x"])
+                .unwrap_err()
+                .is(&code::CONFIG_VALUE)
+        );
         assert_eq!(decide_one('d', &pk, &["a"]).unwrap(), key(&["a"]));
         assert_eq!(decide_one('n', &[], &["x"]).unwrap(), Decision::AppendOnly);
     }
@@ -208,9 +236,13 @@ mod tests {
         let pk = [index(&["a"], true, false)];
         let root = holder('d', &pk);
         let mut notes = Vec::new();
-        let mut decide = |leaves: &[Holder<'_>]| decide(root, "t", leaves, &[], &mut notes).unwrap();
+        let mut decide =
+            |leaves: &[Holder<'_>]| decide(root, "t", leaves, &[], &mut notes).unwrap();
         assert_eq!(decide(&[holder('d', &pk), holder('f', &[])]), key(&["a"]));
-        assert_eq!(decide(&[holder('d', &pk), holder('n', &pk)]), Decision::AppendOnly);
+        assert_eq!(
+            decide(&[holder('d', &pk), holder('n', &pk)]),
+            Decision::AppendOnly
+        );
         assert_eq!(decide(&[]), key(&["a"]));
         assert_eq!(notes.len(), 1);
     }

@@ -116,10 +116,7 @@ impl SourceTable {
 ///
 /// # Errors
 /// When the catalogs cannot be read. What is wrong with one table is in its `refused`.
-pub async fn load_tables(
-    client: &Client,
-    selection: &TableSelection,
-) -> Result<Vec<SourceTable>> {
+pub async fn load_tables(client: &Client, selection: &TableSelection) -> Result<Vec<SourceTable>> {
     load(client, selection, None).await
 }
 
@@ -155,11 +152,17 @@ async fn load(
     let mut indexed = roots.clone();
     indexed.extend(leaves.iter().map(|leaf| leaf.relation.oid));
     let indexes = rows::indexes(client, &indexed).await?;
-    let type_oids: HashSet<u32> = attributes.iter().map(|row| row.attribute.type_oid).collect();
+    let type_oids: HashSet<u32> = attributes
+        .iter()
+        .map(|row| row.attribute.type_oid)
+        .collect();
     let types = types::Types::load(client, version, type_oids).await?;
     let has_money = types.contains(MONEY_OID) || types.contains(MONEY_ARRAY_OID);
-    let money_fraction_digits =
-        if has_money { rows::money_fraction_digits(client).await? } else { 2 };
+    let money_fraction_digits = if has_money {
+        rows::money_fraction_digits(client).await?
+    } else {
+        2
+    };
 
     let facts = build::Facts {
         types: &types,

@@ -56,8 +56,11 @@ pub(super) struct LeafRow {
 /// A column of a row, or an error naming the place.
 pub(crate) fn get<'r, T: FromSql<'r>>(row: &'r Row, at: usize) -> Result<T> {
     row.try_get(at).map_err(|error| {
-        Error::new(&code::PG_PROTOCOL, format!("{DOING}: column {at} of an answer"))
-            .with_source(error)
+        Error::new(
+            &code::PG_PROTOCOL,
+            format!("{DOING}: column {at} of an answer"),
+        )
+        .with_source(error)
     })
 }
 
@@ -68,7 +71,10 @@ pub(crate) fn get_char(row: &Row, at: usize) -> Result<char> {
 /// `server_version_num`, 150004 for 15.4.
 pub(crate) async fn server_version(client: &Client) -> Result<i32> {
     let row = client
-        .query_one("SELECT pg_catalog.current_setting('server_version_num')::int4", &[])
+        .query_one(
+            "SELECT pg_catalog.current_setting('server_version_num')::int4",
+            &[],
+        )
         .await
         .map_err(|error| map_error(error, "asking for the server's version"))?;
     get(&row, 0)
@@ -86,14 +92,20 @@ pub(super) async fn relations(client: &Client) -> Result<Vec<Relation>> {
               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                 AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')
         ORDER BY n.nspname, c.relname";
-    let rows = client.query(sql, &[]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql, &[])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     rows.iter().map(|row| relation(row, 0)).collect()
 }
 
 fn relation(row: &Row, at: usize) -> Result<Relation> {
     Ok(Relation {
         oid: get(row, at)?,
-        id: Some(TableId { schema: get(row, at + 1)?, name: get(row, at + 2)? }),
+        id: Some(TableId {
+            schema: get(row, at + 1)?,
+            name: get(row, at + 2)?,
+        }),
         kind: get_char(row, at + 3)?,
         replica_identity: get_char(row, at + 4)?,
     })
@@ -111,7 +123,10 @@ pub(super) async fn attributes(client: &Client, oids: &[u32]) -> Result<Vec<Attr
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
         WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum";
-    let rows = client.query(sql, &[&oids]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql, &[&oids])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     let parse = |row: &Row| {
         Ok(AttributeRow {
             relation_oid: get(row, 0)?,
@@ -146,7 +161,10 @@ pub(super) async fn indexes(client: &Client, oids: &[u32]) -> Result<Vec<IndexRo
                      WHERE k.place <= i.indnkeyatts ORDER BY k.place)
         FROM pg_index i WHERE i.indrelid = ANY($1) AND i.indisunique
         ORDER BY i.indrelid, i.indexrelid";
-    let rows = client.query(sql, &[&oids]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql, &[&oids])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     let parse = |row: &Row| {
         Ok(IndexRow {
             relation_oid: get(row, 0)?,
@@ -175,7 +193,10 @@ pub(super) async fn leaves(client: &Client, oids: &[u32]) -> Result<Vec<LeafRow>
               WHERE r.relkind = 'p' AND p.isleaf) AS t
         JOIN pg_class c ON c.oid = t.leaf JOIN pg_namespace n ON n.oid = c.relnamespace
         ORDER BY t.root, n.nspname, c.relname";
-    let rows = client.query(sql, &[&oids]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql, &[&oids])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     let parse = |row: &Row| {
         Ok(LeafRow {
             root_oid: get(row, 0)?,
@@ -205,9 +226,20 @@ pub(super) async fn money_fraction_digits(client: &Client) -> Result<u8> {
         )
         .await
         .map_err(failed)?;
-    let unit = client.query_one("SELECT cash_send(1::int4::money)", &[]).await.map_err(failed);
-    client.batch_execute("SET lc_monetary = 'C'").await.map_err(failed)?;
+    let unit = client
+        .query_one("SELECT cash_send(1::int4::money)", &[])
+        .await
+        .map_err(failed);
+    client
+        .batch_execute("SET lc_monetary = 'C'")
+        .await
+        .map_err(failed)?;
     let bytes: Vec<u8> = get(&unit?, 0)?;
-    let unit = <[u8; 8]>::try_from(bytes.as_slice()).map(i64::from_be_bytes).unwrap_or(100);
-    Ok(unit.checked_ilog10().and_then(|digits| u8::try_from(digits).ok()).unwrap_or(2))
+    let unit = <[u8; 8]>::try_from(bytes.as_slice())
+        .map(i64::from_be_bytes)
+        .unwrap_or(100);
+    Ok(unit
+        .checked_ilog10()
+        .and_then(|digits| u8::try_from(digits).ok())
+        .unwrap_or(2))
 }

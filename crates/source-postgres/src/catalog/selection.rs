@@ -47,7 +47,9 @@ impl TableSelection {
     #[must_use]
     pub fn of(&self, table: &TableId) -> Option<&TableOverride> {
         self.overrides.get(&table.to_string()).or_else(|| {
-            (table.schema == "public").then(|| self.overrides.get(&table.name)).flatten()
+            (table.schema == "public")
+                .then(|| self.overrides.get(&table.name))
+                .flatten()
         })
     }
 }
@@ -108,7 +110,10 @@ fn glob(pattern: &[Piece], text: &[char]) -> bool {
         }
         (at, from) = (at + 1, from + 1);
     }
-    pattern.iter().skip(at).all(|&piece| piece == Piece::AnyText)
+    pattern
+        .iter()
+        .skip(at)
+        .all(|&piece| piece == Piece::AnyText)
 }
 
 #[cfg(test)]
@@ -145,7 +150,9 @@ mod tests {
             exclude: vec!["*.secret*".into()],
             ..TableSelection::default()
         };
-        selection.overrides.insert("orders".into(), TableOverride::default());
+        selection
+            .overrides
+            .insert("orders".into(), TableOverride::default());
         assert!(selection.wants(&TableId::new("public", "orders")));
         assert!(!selection.wants(&TableId::new("public", "secrets")));
         assert!(selection.of(&TableId::new("public", "orders")).is_some());

@@ -57,11 +57,19 @@ impl Types {
         let mut wanted: Vec<u32> = oids.into_iter().collect();
         while !wanted.is_empty() {
             let rows = query_types(client, version, &wanted).await?;
-            let composites: Vec<u32> =
-                rows.iter().map(|(_, row)| row.relation_oid).filter(|&oid| oid != 0).collect();
+            let composites: Vec<u32> = rows
+                .iter()
+                .map(|(_, row)| row.relation_oid)
+                .filter(|&oid| oid != 0)
+                .collect();
             let mut next: HashSet<u32> = HashSet::new();
             for (oid, row) in rows {
-                next.extend([row.element_oid, row.base_oid, row.subtype_oid, row.range_oid]);
+                next.extend([
+                    row.element_oid,
+                    row.base_oid,
+                    row.subtype_oid,
+                    row.range_oid,
+                ]);
                 types.types.insert(oid, row);
             }
             if !composites.is_empty() {
@@ -88,12 +96,18 @@ impl Types {
     }
 
     fn resolve_at(&self, oid: u32, typmod: i32, label: &str, depth: usize) -> Result<PgType> {
-        let row = self.types.get(&oid).filter(|_| depth < MAX_DEPTH).ok_or_else(|| {
-            Error::new(&code::SCHEMA_COLUMN, format!("type {oid} is not in the catalog"))
-        })?;
-        let below = |oid: u32, typmod: i32, label: &str| {
-            self.resolve_at(oid, typmod, label, depth + 1)
-        };
+        let row = self
+            .types
+            .get(&oid)
+            .filter(|_| depth < MAX_DEPTH)
+            .ok_or_else(|| {
+                Error::new(
+                    &code::SCHEMA_COLUMN,
+                    format!("type {oid} is not in the catalog"),
+                )
+            })?;
+        let below =
+            |oid: u32, typmod: i32, label: &str| self.resolve_at(oid, typmod, label, depth + 1);
         let unmodified = |oid: u32| {
             let label = self.types.get(&oid).map_or("", |row| row.label.as_str());
             below(oid, -1, label).map(Box::new)
@@ -109,7 +123,10 @@ impl Types {
             'r' => PgKind::Range(unmodified(row.subtype_oid)?),
             'm' => PgKind::Multirange(unmodified(row.range_oid)?),
             'c' => {
-                let fields = self.fields.get(&row.relation_oid).map_or(&[][..], Vec::as_slice);
+                let fields = self
+                    .fields
+                    .get(&row.relation_oid)
+                    .map_or(&[][..], Vec::as_slice);
                 let resolve = |field: &FieldRow| {
                     let resolved = below(field.type_oid, field.typmod, &field.label)?;
                     Ok((field.name.clone(), resolved))
@@ -134,11 +151,7 @@ impl Types {
     }
 }
 
-async fn query_types(
-    client: &Client,
-    version: i32,
-    oids: &[u32],
-) -> Result<Vec<(u32, TypeRow)>> {
+async fn query_types(client: &Client, version: i32, oids: &[u32]) -> Result<Vec<(u32, TypeRow)>> {
     let range_of_multirange = if version >= MULTIRANGE_VERSION {
         "COALESCE((SELECT m.rngtypid FROM pg_range m WHERE m.rngmultitypid = t.oid), 0)"
     } else {
@@ -155,8 +168,10 @@ async fn query_types(
          FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
          WHERE t.oid = ANY($1)"
     );
-    let rows =
-        client.query(sql.as_str(), &[&oids]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql.as_str(), &[&oids])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     let parse = |row: &Row| {
         let parsed = TypeRow {
             name: get(row, 1)?,
@@ -183,7 +198,10 @@ async fn query_fields(client: &Client, relations: &[u32]) -> Result<Vec<(u32, Fi
                FROM pg_attribute a
                WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
                ORDER BY a.attrelid, a.attnum";
-    let rows = client.query(sql, &[&relations]).await.map_err(|error| map_error(error, DOING))?;
+    let rows = client
+        .query(sql, &[&relations])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
     let parse = |row: &Row| {
         let parsed = FieldRow {
             name: get(row, 1)?,

@@ -46,7 +46,9 @@ impl ServerError {
     pub(crate) fn from_fields(body: &[u8]) -> Self {
         let mut error = Self::default();
         for field in body.split(|&byte| byte == 0) {
-            let Some((kind, text)) = field.split_first() else { continue };
+            let Some((kind, text)) = field.split_first() else {
+                continue;
+            };
             let text = || String::from_utf8_lossy(text).into_owned();
             match kind {
                 b'C' => error.sqlstate = text(),
@@ -121,7 +123,10 @@ pub fn map_error(error: tokio_postgres::Error, doing: &str) -> Error {
         return ServerError::from(db).into_error(doing);
     }
     if error.is_closed() {
-        return Error::new(&code::PG_CONNECTION_LOST, format!("{doing}: the connection was lost"));
+        return Error::new(
+            &code::PG_CONNECTION_LOST,
+            format!("{doing}: the connection was lost"),
+        );
     }
     let cause = error.source();
     let is_io = cause.is_some_and(|cause| cause.is::<io::Error>());
@@ -140,9 +145,12 @@ pub fn map_error(error: tokio_postgres::Error, doing: &str) -> Error {
 
 /// Our error for a broken socket, met while `doing`.
 pub(crate) fn map_io(error: io::Error, doing: &str) -> Error {
-    Error::new(&code::PG_CONNECTION_LOST, format!("{doing}: the connection was lost"))
-        .with_detail(error.to_string())
-        .with_source(error)
+    Error::new(
+        &code::PG_CONNECTION_LOST,
+        format!("{doing}: the connection was lost"),
+    )
+    .with_detail(error.to_string())
+    .with_source(error)
 }
 
 #[cfg(test)]
@@ -156,7 +164,10 @@ mod tests {
         assert_eq!(error.sqlstate, "55006");
         assert_eq!(error.detail.as_deref(), Some("d"));
         assert!(error.into_error("starting").is(&code::PG_SLOT_ACTIVE));
-        assert_eq!(ServerError::from_fields(b"\0\0\xff\0C"), ServerError::from_fields(b""));
+        assert_eq!(
+            ServerError::from_fields(b"\0\0\xff\0C"),
+            ServerError::from_fields(b"")
+        );
     }
 
     #[test]

@@ -51,11 +51,14 @@ impl SslMode {
             Self::VerifyCa,
             Self::VerifyFull,
         ];
-        modes.into_iter().find(|mode| mode.name() == text).ok_or_else(|| {
-            Error::new(&code::PG_URL, format!("sslmode cannot be \"{text}\"")).with_hint(
-                "sslmode is one of: disable, allow, prefer, require, verify-ca, verify-full",
-            )
-        })
+        modes
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| {
+                Error::new(&code::PG_URL, format!("sslmode cannot be \"{text}\"")).with_hint(
+                    "sslmode is one of: disable, allow, prefer, require, verify-ca, verify-full",
+                )
+            })
     }
 }
 
@@ -160,8 +163,15 @@ impl ConnectOptions {
             Some(text) => SslMode::parse(&text)?,
         };
         let path_of = |given: Option<String>, variable: &str, in_home: &str| {
-            let default = || home.as_ref().map(|h| h.join(in_home)).filter(|p| p.is_file());
-            given.or_else(|| env(variable)).map(PathBuf::from).or_else(default)
+            let default = || {
+                home.as_ref()
+                    .map(|h| h.join(in_home))
+                    .filter(|p| p.is_file())
+            };
+            given
+                .or_else(|| env(variable))
+                .map(PathBuf::from)
+                .or_else(default)
         };
         let mut options = Self {
             host,
@@ -222,22 +232,31 @@ impl ConnectOptions {
 fn host(given: Option<String>, port: u16) -> Result<Host> {
     match given {
         Some(path) if path.starts_with('/') => Ok(Host::Unix(path.into())),
-        Some(list) if list.contains(',') => {
-            Err(Error::new(&code::PG_URL, format!("\"{list}\" names several hosts"))
-                .with_hint("name one host: a slot lives on one server"))
-        }
+        Some(list) if list.contains(',') => Err(Error::new(
+            &code::PG_URL,
+            format!("\"{list}\" names several hosts"),
+        )
+        .with_hint("name one host: a slot lives on one server")),
         Some(name) => Ok(Host::Tcp(name)),
         None => {
-            let socket = SOCKET_DIRECTORIES.into_iter().map(PathBuf::from).find(|directory| {
-                directory.join(format!(".s.PGSQL.{port}")).try_exists().unwrap_or(false)
-            });
+            let socket = SOCKET_DIRECTORIES
+                .into_iter()
+                .map(PathBuf::from)
+                .find(|directory| {
+                    directory
+                        .join(format!(".s.PGSQL.{port}"))
+                        .try_exists()
+                        .unwrap_or(false)
+                });
             Ok(socket.map_or_else(|| Host::Tcp("localhost".to_owned()), Host::Unix))
         }
     }
 }
 
 fn timeout(text: Option<String>) -> Result<Duration> {
-    let Some(text) = text else { return Ok(DEFAULT_CONNECT_TIMEOUT) };
+    let Some(text) = text else {
+        return Ok(DEFAULT_CONNECT_TIMEOUT);
+    };
     match text.parse::<u32>() {
         // libpq: zero means no limit.
         Ok(0) => Ok(Duration::from_secs(u64::from(u32::MAX))),
@@ -272,9 +291,7 @@ impl Parts {
         let rest = url
             .strip_prefix("postgres://")
             .or_else(|| url.strip_prefix("postgresql://"))
-            .ok_or_else(|| {
-                Error::new(&code::PG_URL, "the url does not begin with postgres://")
-            })?;
+            .ok_or_else(|| Error::new(&code::PG_URL, "the url does not begin with postgres://"))?;
         if rest.contains('#') {
             return Err(Error::new(&code::PG_URL, "the url holds a \"#\"")
                 .with_hint("write \"#\" in a user name or password as %23"));
@@ -322,8 +339,14 @@ impl Parts {
             "options" => &mut self.options,
             "passfile" => &mut self.pass_file,
             // Our own way is what these ask for, or better.
-            "fallback_application_name" | "client_encoding" | "keepalives" | "keepalives_idle"
-            | "keepalives_interval" | "keepalives_count" | "tcp_user_timeout" | "gssencmode" => {
+            "fallback_application_name"
+            | "client_encoding"
+            | "keepalives"
+            | "keepalives_idle"
+            | "keepalives_interval"
+            | "keepalives_count"
+            | "tcp_user_timeout"
+            | "gssencmode" => {
                 return Ok(());
             }
             "channel_binding" if value != "require" => return Ok(()),
@@ -351,7 +374,10 @@ fn split_address(address: &str) -> Result<(&str, &str)> {
         return match (after, after.strip_prefix(':')) {
             ("", _) => Ok((host, "")),
             (_, Some(port)) => Ok((host, port)),
-            _ => Err(Error::new(&code::PG_URL, "the url has text after the IPv6 address")),
+            _ => Err(Error::new(
+                &code::PG_URL,
+                "the url has text after the IPv6 address",
+            )),
         };
     }
     Ok(address.rsplit_once(':').unwrap_or((address, "")))
@@ -372,7 +398,9 @@ fn decode(text: &str) -> Result<String> {
             continue;
         }
         let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16));
-        let value = digit().zip(digit()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+        let value = digit()
+            .zip(digit())
+            .and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
         match value {
             Some(0) => return Err(invalid("a zero byte")),
             Some(value) => bytes.push(value),
@@ -398,7 +426,10 @@ mod tests {
     fn a_full_url() {
         let o = parse("postgres://us%40er:p%3Ass%2F@db.example:6543/sh%20op?sslmode=verify-full&connect_timeout=3").unwrap();
         assert_eq!(o.host, Host::Tcp("db.example".into()));
-        assert_eq!((o.port, o.user.as_str(), o.database.as_str()), (6543, "us@er", "sh op"));
+        assert_eq!(
+            (o.port, o.user.as_str(), o.database.as_str()),
+            (6543, "us@er", "sh op")
+        );
         assert_eq!(o.password(), Some("p:ss/"));
         assert_eq!(o.ssl_mode, SslMode::VerifyFull);
         assert_eq!(o.connect_timeout, Duration::from_secs(3));
@@ -413,10 +444,17 @@ mod tests {
             "postgresql://u@/d?host=/var/run",
             "postgres://u@ignored/d?host=%2Fvar%2Frun",
         ] {
-            assert_eq!(parse(url).unwrap().host, Host::Unix("/var/run".into()), "{url}");
+            assert_eq!(
+                parse(url).unwrap().host,
+                Host::Unix("/var/run".into()),
+                "{url}"
+            );
         }
         let o = parse("postgres://u@[::1]:99/").unwrap();
-        assert_eq!((o.host, o.port, o.database), (Host::Tcp("::1".into()), 99, "u".to_owned()));
+        assert_eq!(
+            (o.host, o.port, o.database),
+            (Host::Tcp("::1".into()), 99, "u".to_owned())
+        );
     }
 
     #[test]
@@ -431,8 +469,14 @@ mod tests {
         };
         let o = ConnectOptions::parse_with("postgres://", None, &env).unwrap();
         assert_eq!(o.host, Host::Tcp("h".into()));
-        assert_eq!((o.port, o.user.as_str(), o.database.as_str()), (1234, "envuser", "envuser"));
-        assert_eq!((o.password(), o.ssl_mode), (Some("secret"), SslMode::Require));
+        assert_eq!(
+            (o.port, o.user.as_str(), o.database.as_str()),
+            (1234, "envuser", "envuser")
+        );
+        assert_eq!(
+            (o.password(), o.ssl_mode),
+            (Some("secret"), SslMode::Require)
+        );
         let o = ConnectOptions::parse_with("postgres://a:b@c/d", None, &env).unwrap();
         assert_eq!((o.password(), o.user.as_str()), (Some("b"), "a"));
     }

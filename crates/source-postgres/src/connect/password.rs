@@ -17,19 +17,27 @@ pub(super) struct Found {
 /// The content of `path` without the line end.
 pub(super) fn read_password_file(path: &Path) -> Result<String> {
     let content = std::fs::read_to_string(path).map_err(|error| {
-        Error::new(&code::CONFIG_READ, format!("cannot read password file \"{}\"", path.display()))
-            .with_hint("check password_file in the project file")
-            .with_source(error)
+        Error::new(
+            &code::CONFIG_READ,
+            format!("cannot read password file \"{}\"", path.display()),
+        )
+        .with_hint("check password_file in the project file")
+        .with_source(error)
     })?;
     Ok(content.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The first line of a libpq password file that fits. A missing file is no error.
 pub(super) fn look_up(path: &Path, options: &ConnectOptions) -> Found {
-    let Ok(metadata) = std::fs::metadata(path) else { return Found::default() };
+    let Ok(metadata) = std::fs::metadata(path) else {
+        return Found::default();
+    };
     let ignored = |why: &str| Found {
         password: None,
-        note: Some(format!("password file \"{}\" was not used: {why}", path.display())),
+        note: Some(format!(
+            "password file \"{}\" was not used: {why}",
+            path.display()
+        )),
     };
     if !metadata.is_file() {
         return ignored("it is not a plain file");
@@ -42,7 +50,10 @@ pub(super) fn look_up(path: &Path, options: &ConnectOptions) -> Found {
         }
     }
     match std::fs::read_to_string(path) {
-        Ok(content) => Found { password: find(&content, options), note: None },
+        Ok(content) => Found {
+            password: find(&content, options),
+            note: None,
+        },
         Err(error) => ignored(&error.to_string()),
     }
 }
@@ -57,17 +68,25 @@ fn find(content: &str, options: &ConnectOptions) -> Option<String> {
         Host::Unix(path) => path.to_string_lossy().into_owned(),
     };
     let port = options.port.to_string();
-    let wanted = [host.as_str(), port.as_str(), &options.database, &options.user];
-    content.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let mut fields = Fields(line.trim_end_matches('\r'));
-        for wanted in wanted {
-            let (raw, text) = fields.next_field()?;
-            if raw != "*" && text != wanted {
-                return None;
+    let wanted = [
+        host.as_str(),
+        port.as_str(),
+        &options.database,
+        &options.user,
+    ];
+    content
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .find_map(|line| {
+            let mut fields = Fields(line.trim_end_matches('\r'));
+            for wanted in wanted {
+                let (raw, text) = fields.next_field()?;
+                if raw != "*" && text != wanted {
+                    return None;
+                }
             }
-        }
-        Some(unescape(fields.0)).filter(|password| !password.is_empty())
-    })
+            Some(unescape(fields.0)).filter(|password| !password.is_empty())
+        })
 }
 
 /// Fields separated by `:`; a backslash makes the next character ordinary.
@@ -92,7 +111,11 @@ fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
-        plain.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
+        plain.push(if c == '\\' {
+            chars.next().unwrap_or(c)
+        } else {
+            c
+        });
     }
     plain
 }
@@ -117,10 +140,16 @@ mod tests {
                     localhost:5432:*:*:socket\n\
                     *:*:*:*:last:with:colons\n";
         let find = |url| find(file, &options(url));
-        assert_eq!(find("postgres://an%3Ana@db/shop").as_deref(), Some("with:colon\\"));
+        assert_eq!(
+            find("postgres://an%3Ana@db/shop").as_deref(),
+            Some("with:colon\\")
+        );
         assert_eq!(find("postgres://anna@db:77/x").as_deref(), Some("star"));
         assert_eq!(find("postgres://x@%2Ftmp/y").as_deref(), Some("socket"));
-        assert_eq!(find("postgres://x@%2Fsrv/y").as_deref(), Some("last:with:colons"));
+        assert_eq!(
+            find("postgres://x@%2Fsrv/y").as_deref(),
+            Some("last:with:colons")
+        );
     }
 
     #[test]

@@ -40,6 +40,5 @@ pub(crate) fn settings_sql() -> String {
 }
 
 /// `idle_session_timeout` (14) and `transaction_timeout` (17) would end a long copy.
-pub(crate) const NEWER_TIMEOUTS_SQL: &str =
-    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+pub(crate) const NEWER_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
      WHERE name IN ('idle_session_timeout', 'transaction_timeout')";

@@ -52,7 +52,10 @@ pub(super) fn server_name(options: &ConnectOptions) -> Result<ServerName<'static
         return Err(Error::bug("TLS was asked for on a unix socket"));
     };
     ServerName::try_from(host.clone()).map_err(|error| {
-        tls_error(&format!("\"{host}\" cannot be the name of a certificate"), error)
+        tls_error(
+            &format!("\"{host}\" cannot be the name of a certificate"),
+            error,
+        )
     })
 }
 
@@ -60,7 +63,9 @@ pub(super) fn tls_error(
     message: &str,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> Error {
-    Error::new(&code::PG_TLS, message).with_detail(error.to_string()).with_source(error)
+    Error::new(&code::PG_TLS, message)
+        .with_detail(error.to_string())
+        .with_source(error)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -78,7 +83,10 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 #[derive(Debug)]
 enum Trust {
     Anything,
-    Roots { roots: Vec<CertificateDer<'static>>, check_name: bool },
+    Roots {
+        roots: Vec<CertificateDer<'static>>,
+        check_name: bool,
+    },
 }
 
 impl Trust {
@@ -92,21 +100,33 @@ impl Trust {
             (SslMode::VerifyFull, path) if path.is_none_or(is_system) => {
                 let found = rustls_native_certs::load_native_certs();
                 if found.certs.is_empty() {
-                    return Err(Error::new(&code::PG_TLS, "the machine has no trusted certificates")
-                        .with_hint("give the server's root certificate with sslrootcert="));
+                    return Err(Error::new(
+                        &code::PG_TLS,
+                        "the machine has no trusted certificates",
+                    )
+                    .with_hint("give the server's root certificate with sslrootcert="));
                 }
-                Ok(Self::Roots { roots: found.certs, check_name })
+                Ok(Self::Roots {
+                    roots: found.certs,
+                    check_name,
+                })
             }
             // Anybody can get a certificate signed by a public authority for some name.
             (_, path) if path.is_none_or(is_system) => Err(Error::new(
                 &code::PG_TLS,
-                format!("sslmode {} needs a root certificate", options.ssl_mode.name()),
+                format!(
+                    "sslmode {} needs a root certificate",
+                    options.ssl_mode.name()
+                ),
             )
             .with_hint("give it with sslrootcert=, or use sslmode=verify-full")),
-            (_, Some(path)) => {
-                Ok(Self::Roots { roots: read_certificates(path)?, check_name })
-            }
-            (_, None) => Err(Error::bug("sslmode without a root certificate passed the checks")),
+            (_, Some(path)) => Ok(Self::Roots {
+                roots: read_certificates(path)?,
+                check_name,
+            }),
+            (_, None) => Err(Error::bug(
+                "sslmode without a root certificate passed the checks",
+            )),
         }
     }
 }
@@ -127,15 +147,17 @@ impl Verifier {
             if added == 0 {
                 return Err(Error::new(&code::PG_TLS, "no root certificate can be used"));
             }
-            let verifier = WebPkiServerVerifier::builder_with_provider(
-                Arc::new(store),
-                Arc::clone(provider),
-            )
-            .build()
-            .map_err(|error| tls_error("the root certificates cannot be used", error))?;
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
+                    .build()
+                    .map_err(|error| tls_error("the root certificates cannot be used", error))?;
             chain = Some(verifier);
         }
-        Ok(Self { trust, chain, provider: Arc::clone(provider) })
+        Ok(Self {
+            trust,
+            chain,
+            provider: Arc::clone(provider),
+        })
     }
 }
 
@@ -151,20 +173,18 @@ impl ServerCertVerifier for Verifier {
         let (Trust::Roots { roots, check_name }, Some(chain)) = (&self.trust, &self.chain) else {
             return Ok(ServerCertVerified::assertion());
         };
-        if roots.iter().any(|root| root.as_ref() == end_entity.as_ref()) {
+        if roots
+            .iter()
+            .any(|root| root.as_ref() == end_entity.as_ref())
+        {
             if *check_name {
                 let parsed = ParsedCertificate::try_from(end_entity)?;
                 rustls::client::verify_server_name(&parsed, server_name)?;
             }
             return Ok(ServerCertVerified::assertion());
         }
-        let verified = chain.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
+        let verified =
+            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
             // The name is looked at last: all else was in order.
             Err(rustls::Error::InvalidCertificate(
@@ -195,6 +215,8 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -92,16 +92,21 @@ where
     };
     match tokio::time::timeout(options.connect_timeout, run).await {
         Ok(result) => result,
-        Err(_) => Err(Error::new(&code::PG_CONNECT, format!("\"{options}\" did not answer"))
-            .with_detail(format!("waited {} s", options.connect_timeout.as_secs()))),
+        Err(_) => Err(
+            Error::new(&code::PG_CONNECT, format!("\"{options}\" did not answer"))
+                .with_detail(format!("waited {} s", options.connect_timeout.as_secs())),
+        ),
     }
 }
 
 async fn connect_socket(options: &ConnectOptions, attempt: Attempt) -> Result<Transport> {
     let unreachable = |error: io::Error| {
-        Error::new(&code::PG_CONNECT, format!("cannot connect to \"{options}\""))
-            .with_detail(error.to_string())
-            .with_source(error)
+        Error::new(
+            &code::PG_CONNECT,
+            format!("cannot connect to \"{options}\""),
+        )
+        .with_detail(error.to_string())
+        .with_source(error)
     };
     let mut stream = match &options.host {
         Host::Unix(directory) => {
@@ -109,9 +114,9 @@ async fn connect_socket(options: &ConnectOptions, attempt: Attempt) -> Result<Tr
             let stream = UnixStream::connect(path).await.map_err(unreachable)?;
             return Ok(Transport::Unix(stream));
         }
-        Host::Tcp(host) => {
-            TcpStream::connect((host.as_str(), options.port)).await.map_err(unreachable)?
-        }
+        Host::Tcp(host) => TcpStream::connect((host.as_str(), options.port))
+            .await
+            .map_err(unreachable)?,
     };
     stream.set_nodelay(true).map_err(unreachable)?;
     let keepalive = socket2::TcpKeepalive::new()
@@ -125,11 +130,14 @@ async fn connect_socket(options: &ConnectOptions, attempt: Attempt) -> Result<Tr
     }
     if !ask_for_tls(&mut stream).await? {
         return match attempt {
-            Attempt::Tls => Err(Error::new(&code::PG_TLS, "the server does not offer encryption")
-                .with_hint(format!(
-                    "sslmode is {}: switch ssl on at the server, or use sslmode=prefer",
-                    options.ssl_mode.name()
-                ))),
+            Attempt::Tls => Err(
+                Error::new(&code::PG_TLS, "the server does not offer encryption").with_hint(
+                    format!(
+                        "sslmode is {}: switch ssl on at the server, or use sslmode=prefer",
+                        options.ssl_mode.name()
+                    ),
+                ),
+            ),
             _ => Ok(Transport::Tcp(stream)),
         };
     }
@@ -147,11 +155,21 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<bool> {
     let doing = "asking for encryption";
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
-    stream.write_all(&request).await.map_err(|error| map_io(error, doing))?;
-    match stream.read_u8().await.map_err(|error| map_io(error, doing))? {
+    stream
+        .write_all(&request)
+        .await
+        .map_err(|error| map_io(error, doing))?;
+    match stream
+        .read_u8()
+        .await
+        .map_err(|error| map_io(error, doing))?
+    {
         b'S' => Ok(true),
         b'N' => Ok(false),
-        _ => Err(Error::new(&code::PG_CONNECT, "the answer is not that of a PostgreSQL server")),
+        _ => Err(Error::new(
+            &code::PG_CONNECT,
+            "the answer is not that of a PostgreSQL server",
+        )),
     }
 }
 

@@ -62,7 +62,9 @@ impl TupleCutter {
             return Ok(None);
         }
         match parse(&self.pending, columns, fields)? {
-            Step::Tuple { length } => Ok(Some(Tuple { bytes: self.pending.split_to(length) })),
+            Step::Tuple { length } => Ok(Some(Tuple {
+                bytes: self.pending.split_to(length),
+            })),
             Step::End => {
                 self.end_seen = true;
                 self.pending.clear();
@@ -105,26 +107,36 @@ impl TupleCutter {
 fn parse(bytes: &[u8], columns: usize, fields: &mut Fields) -> Result<Step> {
     fields.clear();
     let mut rest = bytes;
-    let Ok(count) = rest.try_get_i16() else { return Ok(Step::Incomplete) };
+    let Ok(count) = rest.try_get_i16() else {
+        return Ok(Step::Incomplete);
+    };
     if count == -1 {
         return Ok(Step::End);
     }
     if usize::try_from(count).ok() != Some(columns) {
-        return Err(damaged(&format!("a row of {count} columns instead of {columns}")));
+        return Err(damaged(&format!(
+            "a row of {count} columns instead of {columns}"
+        )));
     }
     for _ in 0..columns {
-        let Ok(length) = rest.try_get_i32() else { return Ok(Step::Incomplete) };
+        let Ok(length) = rest.try_get_i32() else {
+            return Ok(Step::Incomplete);
+        };
         if length == -1 {
             fields.push(None);
             continue;
         }
         let length = usize::try_from(length).map_err(|_| damaged("a negative length"))?;
         let start = bytes.len() - rest.len();
-        let Some((_, after)) = rest.split_at_checked(length) else { return Ok(Step::Incomplete) };
+        let Some((_, after)) = rest.split_at_checked(length) else {
+            return Ok(Step::Incomplete);
+        };
         fields.push(Some(start..start + length));
         rest = after;
     }
-    Ok(Step::Tuple { length: bytes.len() - rest.len() })
+    Ok(Step::Tuple {
+        length: bytes.len() - rest.len(),
+    })
 }
 
 pub(super) fn damaged(what: &str) -> Error {

@@ -41,7 +41,9 @@ pub(crate) struct Message {
 
 /// Takes the first whole message off `buffer`; `None` until it is whole.
 pub(crate) fn take_message(buffer: &mut BytesMut) -> Result<Option<Message>> {
-    let Some((header, _)) = buffer.split_at_checked(HEADER_BYTES) else { return Ok(None) };
+    let Some((header, _)) = buffer.split_at_checked(HEADER_BYTES) else {
+        return Ok(None);
+    };
     let mut header = header;
     let tag = header.get_u8();
     let length = header.get_i32();
@@ -67,13 +69,20 @@ pub(crate) fn parse_frame(mut body: Bytes) -> Result<Frame> {
             let wal_start = Lsn(body.get_u64());
             let wal_end = Lsn(body.get_u64());
             let _clock = body.get_i64();
-            Ok(Frame::XLogData { wal_start, wal_end, data: body })
+            Ok(Frame::XLogData {
+                wal_start,
+                wal_end,
+                data: body,
+            })
         }
         Some(b'k') if body.len() >= KEEPALIVE_BYTES => {
             body.advance(1);
             let wal_end = Lsn(body.get_u64());
             let _clock = body.get_i64();
-            Ok(Frame::Keepalive { wal_end, reply_requested: body.get_u8() != 0 })
+            Ok(Frame::Keepalive {
+                wal_end,
+                reply_requested: body.get_u8() != 0,
+            })
         }
         Some(b'w' | b'k') | None => Err(truncated()),
         Some(other) => Err(protocol(format!("a frame of unknown kind {other}"))),
@@ -143,8 +152,15 @@ mod tests {
             assert_eq!(
                 frames,
                 [
-                    Frame::XLogData { wal_start: Lsn(7), wal_end: Lsn(9), data },
-                    Frame::Keepalive { wal_end: Lsn(11), reply_requested: true },
+                    Frame::XLogData {
+                        wal_start: Lsn(7),
+                        wal_end: Lsn(9),
+                        data
+                    },
+                    Frame::Keepalive {
+                        wal_end: Lsn(11),
+                        reply_requested: true
+                    },
                 ]
             );
         }
@@ -155,7 +171,11 @@ mod tests {
         for length in [i32::MIN, -1, 0, 3] {
             let mut buffer = BytesMut::from(&b"d"[..]);
             buffer.put_i32(length);
-            assert!(take_message(&mut buffer).unwrap_err().is(&code::PG_PROTOCOL));
+            assert!(
+                take_message(&mut buffer)
+                    .unwrap_err()
+                    .is(&code::PG_PROTOCOL)
+            );
         }
     }
 

@@ -5,9 +5,7 @@ use std::io;
 use alluvium_change::{Error, Result, code};
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{
-    ChannelBinding, SCRAM_SHA_256, ScramSha256,
-};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -57,27 +55,38 @@ impl Wire {
     async fn authenticate(&mut self, options: &ConnectOptions, doing: &str) -> Result<()> {
         let password = || {
             options.password().ok_or_else(|| {
-                Error::new(&code::PG_AUTH, format!("{doing}: the server asks for a password"))
+                Error::new(
+                    &code::PG_AUTH,
+                    format!("{doing}: the server asks for a password"),
+                )
             })
         };
         let mut scram: Option<ScramSha256> = None;
         loop {
             let Message { tag, mut body } = self.message(doing).await?;
             if tag != b'R' || body.len() < 4 {
-                return Err(protocol(format!("a message \"{}\" at start", char::from(tag))));
+                return Err(protocol(format!(
+                    "a message \"{}\" at start",
+                    char::from(tag)
+                )));
             }
             match (body.get_i32(), &mut scram) {
                 (0, _) => return Ok(()),
                 (3, _) => self.send_password(password()?.as_bytes())?,
                 (5, _) => {
-                    let salt = body.get(..4).and_then(|salt| <[u8; 4]>::try_from(salt).ok());
+                    let salt = body
+                        .get(..4)
+                        .and_then(|salt| <[u8; 4]>::try_from(salt).ok());
                     let salt = salt.ok_or_else(|| protocol("a short salt".to_owned()))?;
                     let user = options.user.as_bytes();
                     let hash = md5_hash(user, password()?.as_bytes(), salt);
                     self.send_password(hash.as_bytes())?;
                 }
                 (10, _) => {
-                    if !body.split(|&byte| byte == 0).any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                    if !body
+                        .split(|&byte| byte == 0)
+                        .any(|name| name == SCRAM_SHA_256.as_bytes())
+                    {
                         return Err(unsupported(doing, "its SASL mechanisms"));
                     }
                     let started =
@@ -91,12 +100,16 @@ impl Wire {
                     scram = Some(started);
                 }
                 (11, Some(scram)) => {
-                    scram.update(&body).map_err(|error| not_genuine(doing, error))?;
+                    scram
+                        .update(&body)
+                        .map_err(|error| not_genuine(doing, error))?;
                     frontend::sasl_response(scram.message(), &mut self.to_send)
                         .map_err(not_sendable)?;
                 }
                 (12, Some(scram)) => {
-                    scram.finish(&body).map_err(|error| not_genuine(doing, error))?;
+                    scram
+                        .finish(&body)
+                        .map_err(|error| not_genuine(doing, error))?;
                 }
                 (kind, _) => return Err(unsupported(doing, &format!("method {kind}"))),
             }
@@ -148,7 +161,10 @@ impl Wire {
                 b'E' => failed = Some(ServerError::from_fields(&body).into_error(doing)),
                 b'S' | b'K' | b'N' | b'T' | b'C' | b'I' | b'A' => {}
                 other => {
-                    return Err(protocol(format!("an unexpected message \"{}\"", char::from(other))));
+                    return Err(protocol(format!(
+                        "an unexpected message \"{}\"",
+                        char::from(other)
+                    )));
                 }
             }
         }
@@ -198,7 +214,12 @@ impl Wire {
     pub(super) async fn flush(&mut self) -> Result<()> {
         let lost = |error| map_io(error, "writing to the server");
         while !self.to_send.is_empty() {
-            match self.transport.write_buf(&mut self.to_send).await.map_err(lost)? {
+            match self
+                .transport
+                .write_buf(&mut self.to_send)
+                .await
+                .map_err(lost)?
+            {
                 0 => return Err(lost(io::ErrorKind::WriteZero.into())),
                 _ => {}
             }
@@ -209,7 +230,10 @@ impl Wire {
     pub(super) async fn shutdown(mut self) -> Result<()> {
         frontend::terminate(&mut self.to_send);
         self.flush().await?;
-        self.transport.shutdown().await.map_err(|error| map_io(error, "closing the connection"))
+        self.transport
+            .shutdown()
+            .await
+            .map_err(|error| map_io(error, "closing the connection"))
     }
 }
 
@@ -226,23 +250,34 @@ fn parse_row(mut body: Bytes) -> Result<Vec<Cell>> {
         if body.len() < length {
             return Err(truncated());
         }
-        row.push(Some(String::from_utf8_lossy(&body.split_to(length)).into_owned()));
+        row.push(Some(
+            String::from_utf8_lossy(&body.split_to(length)).into_owned(),
+        ));
     }
     Ok(row)
 }
 
 fn not_sendable(error: io::Error) -> Error {
-    Error::new(&code::PG_URL, "a name or password cannot be sent to the server")
-        .with_detail(error.to_string())
+    Error::new(
+        &code::PG_URL,
+        "a name or password cannot be sent to the server",
+    )
+    .with_detail(error.to_string())
 }
 
 fn not_genuine(doing: &str, error: io::Error) -> Error {
-    Error::new(&code::PG_AUTH, format!("{doing}: the authentication failed"))
-        .with_detail(error.to_string())
+    Error::new(
+        &code::PG_AUTH,
+        format!("{doing}: the authentication failed"),
+    )
+    .with_detail(error.to_string())
 }
 
 fn unsupported(doing: &str, what: &str) -> Error {
-    Error::new(&code::PG_AUTH, format!("{doing}: the server asks for an unknown authentication"))
-        .with_detail(what.to_owned())
-        .with_hint("allow scram-sha-256, md5 or a certificate for this role in pg_hba.conf")
+    Error::new(
+        &code::PG_AUTH,
+        format!("{doing}: the server asks for an unknown authentication"),
+    )
+    .with_detail(what.to_owned())
+    .with_hint("allow scram-sha-256, md5 or a certificate for this role in pg_hba.conf")
 }

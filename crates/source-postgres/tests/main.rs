@@ -1,0 +1,75 @@
+//! The source against real, private PostgreSQL clusters.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod catalog;
+mod connect;
+mod copy;
+mod preflight;
+mod publication;
+mod replication;
+
+use std::sync::OnceLock;
+
+use alluvium_source_postgres::catalog::{SourceTable, TableSelection, load_tables};
+use alluvium_source_postgres::connect::{self as pg, ConnectOptions};
+use alluvium_testkit::PgCluster;
+use tokio_postgres::Client;
+
+/// One cluster for all tests; each has a database of its own.
+fn cluster() -> &'static PgCluster {
+    static CLUSTER: OnceLock<PgCluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| PgCluster::start(None, &[]).unwrap())
+}
+
+/// A database with everything in the way that settings can put there.
+async fn database(name: &str) -> ConnectOptions {
+    let cluster = cluster();
+    let client = client(&options(&cluster.url("postgres"))).await;
+    client
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
+    for setting in [
+        "datestyle = 'German'",
+        "intervalstyle = 'postgres_verbose'",
+        "timezone = 'Asia/Kathmandu'",
+        "extra_float_digits = -15",
+        "bytea_output = 'escape'",
+        "search_path = 'public'",
+        "statement_timeout = '1h'",
+    ] {
+        client
+            .batch_execute(&format!("ALTER DATABASE {name} SET {setting}"))
+            .await
+            .unwrap();
+    }
+    options(&cluster.url(name))
+}
+
+fn options(url: &str) -> ConnectOptions {
+    ConnectOptions::parse(url, None).unwrap()
+}
+
+async fn client(options: &ConnectOptions) -> Client {
+    pg::connect(options).await.unwrap()
+}
+
+fn everything() -> TableSelection {
+    TableSelection {
+        include: vec!["*.*".into()],
+        ..TableSelection::default()
+    }
+}
+
+async fn tables(client: &Client) -> Vec<SourceTable> {
+    load_tables(client, &everything()).await.unwrap()
+}
+
+fn table<'a>(tables: &'a [SourceTable], name: &str) -> &'a SourceTable {
+    tables.iter().find(|table| table.id().name == name).unwrap()
+}
