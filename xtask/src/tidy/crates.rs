@@ -112,8 +112,8 @@ fn edges(metadata: &Value) -> Result<Vec<Fault>> {
                 continue;
             }
             let used = text(dependency, "name")?;
-            let only_in_tests = dependency["kind"] == "dev";
-            if !may_use.contains(&used) && !(only_in_tests && used == TESTKIT) {
+            let test_servers = used == TESTKIT && dependency["kind"] == "dev";
+            if !may_use.contains(&used) && !test_servers {
                 let says = format!("may not use {used} (allowed: {})", may_use.join(", "));
                 faults.push(Fault::new(format!("crate {name}"), says));
             }
