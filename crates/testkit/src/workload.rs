@@ -1,7 +1,7 @@
 //! The seeded random workload of `tools/check/workload.py`.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -9,10 +9,8 @@ use serde::Deserialize;
 
 use crate::tools::{check_script, checked, send_signal};
 
-const SIGTERM: i32 = 15;
-
 /// What a run did.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Stats {
     pub seconds: f64,
     pub transactions: u64,
@@ -39,61 +37,73 @@ pub fn run(pg_url: &str, seed: u64, args: &[&str]) -> Result<Stats> {
 /// A workload in the background. Dropping it kills it.
 #[derive(Debug)]
 pub struct Running {
-    child: Option<Child>,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
 }
 
-/// Starts the workload with the arguments of [`run`]; give it `--seconds`, or stop it.
+/// Starts the workload with the arguments of [`run`] and waits until its first transaction begins.
+/// It runs until it is stopped, or as long as `args` say.
 pub fn spawn(pg_url: &str, seed: u64, args: &[&str]) -> Result<Running> {
     let mut command = check_script("workload.py");
-    command.args(["--pg", pg_url, "run", "--seed", &seed.to_string()]);
-    let child = command
+    command.args([
+        "--pg",
+        pg_url,
+        "run",
+        "--announce",
+        "--seed",
+        &seed.to_string(),
+    ]);
+    let mut child = command
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
         .spawn()
         .context("cannot start workload.py")?;
-    Ok(Running { child: Some(child) })
+    let stdout = child.stdout.take().context("workload.py has no output")?;
+    let mut running = Running {
+        child,
+        stdout: BufReader::new(stdout),
+    };
+    let mut line = String::new();
+    running.stdout.read_line(&mut line)?;
+    if line.trim() != "running" {
+        bail!("workload.py did not start, it said: {line}");
+    }
+    Ok(running)
 }
 
 impl Running {
     /// Lets the transactions in hand end, then stops.
     pub fn stop(self) -> Result<Stats> {
-        if let Some(child) = &self.child {
-            send_signal(child.id(), "TERM");
-        }
+        send_signal(self.child.id(), "TERM");
         self.wait(Duration::from_secs(60))
     }
 
     /// Waits for the end of a run with `--txns` or `--seconds`.
     pub fn wait(mut self, patience: Duration) -> Result<Stats> {
-        let child = self.child.as_mut().context("the workload was taken")?;
         let deadline = Instant::now() + patience;
-        while child.try_wait()?.is_none() {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
             if Instant::now() >= deadline {
                 bail!("the workload did not end within {} s", patience.as_secs());
             }
             std::thread::sleep(Duration::from_millis(50));
+        };
+        if !status.success() {
+            bail!("workload.py ended with {status}");
         }
-        let child = self.child.take().context("the workload was taken")?;
-        let output = child.wait_with_output()?;
-        if output.status.signal() == Some(SIGTERM) {
-            // Stopped before it had installed its handler, so before the first transaction.
-            return Ok(Stats::default());
-        }
-        if !output.status.success() {
-            bail!("workload.py ended with {}", output.status);
-        }
-        parse(&output.stdout)
+        let mut result = Vec::new();
+        self.stdout.read_to_end(&mut result)?;
+        parse(&result)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
