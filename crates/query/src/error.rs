@@ -61,7 +61,15 @@ fn message(error: &DataFusionError) -> String {
         .split(DataFusionError::BACK_TRACE_SEP)
         .next()
         .unwrap_or_default();
-    text.trim().to_owned()
+    // Errors within errors keep their kinds' names.
+    let mut text = text.replace("Error during planning: ", "");
+    while let Some(rest) = text
+        .strip_prefix("Internal error: ")
+        .or(text.strip_prefix("Execution error: "))
+    {
+        text = rest.to_owned();
+    }
+    text.replacen(", errors: ", "\n", 1).trim().to_owned()
 }
 
 /// A first line as message, the rest as detail; in the house's letter case.

@@ -7,6 +7,7 @@
 //! - [`tables`]: the lake's tables at a glance
 
 mod catalog;
+mod coerce;
 mod error;
 mod footer;
 pub mod output;

@@ -15,7 +15,9 @@ use datafusion::common::{DataFusionError, TableReference};
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParserBuilder, Statement as ParsedStatement};
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
@@ -23,6 +25,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use futures::{Stream, StreamExt};
 
 use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
+use crate::coerce::CompareAsFloats;
 use crate::error::{nearest, quoted, sql_error};
 
 /// What a session may use.
@@ -46,7 +49,9 @@ pub struct QueryResult {
 
 impl std::fmt::Debug for QueryResult {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("QueryResult").field("schema", &self.schema).finish_non_exhaustive()
+        f.debug_struct("QueryResult")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 
@@ -103,7 +108,14 @@ impl Session {
             .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, largest)))
             .build_arc()
             .map_err(|error| sql_error(&error))?;
-        let context = SessionContext::new_with_config_rt(config(settings), runtime);
+        let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(CompareAsFloats)];
+        rules.extend(Analyzer::new().rules);
+        let state = SessionStateBuilder::new_with_default_features()
+            .with_config(config(settings))
+            .with_runtime_env(runtime)
+            .with_analyzer_rules(rules)
+            .build();
+        let context = SessionContext::new_with_state(state);
         let listing = Listing::new(lake_root);
         context.register_catalog(CATALOG, Arc::new(LakeCatalog::new(&listing)));
         Ok(Self { context, listing })
