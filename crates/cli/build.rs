@@ -18,10 +18,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     files.sort();
     let mut code = String::from("static PAGES: &[(&str, &str)] = &[\n");
     for file in files {
-        let id = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        writeln!(code, "    ({id:?}, include_str!({:?})),", file.display().to_string())?;
+        let id = file
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        writeln!(
+            code,
+            "    ({id:?}, include_str!({:?})),",
+            file.display().to_string()
+        )?;
     }
     code.push_str("];\n");
-    fs::write(Path::new(&env::var("OUT_DIR")?).join("error_pages.rs"), code)?;
+    fs::write(
+        Path::new(&env::var("OUT_DIR")?).join("error_pages.rs"),
+        code,
+    )?;
     Ok(())
 }

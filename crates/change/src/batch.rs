@@ -99,7 +99,10 @@ impl ChangeBatch {
             .unchanged
             .iter()
             .filter(|u| u.row >= first && u.row < last)
-            .map(|u| Unchanged { row: u.row - first, column: u.column })
+            .map(|u| Unchanged {
+                row: u.row - first,
+                column: u.column,
+            })
             .collect();
         Self {
             table: Arc::clone(&self.table),
@@ -120,7 +123,12 @@ impl ChangeBatch {
     /// Rows before the batch's last transaction begins: that one may go on in a later batch.
     #[must_use]
     pub fn rows_before_last_transaction(&self) -> usize {
-        let Some(last) = self.commit_lsn.last() else { return 0 };
-        self.commit_lsn.iter().rposition(|lsn| lsn != last).map_or(0, |at| at + 1)
+        let Some(last) = self.commit_lsn.last() else {
+            return 0;
+        };
+        self.commit_lsn
+            .iter()
+            .rposition(|lsn| lsn != last)
+            .map_or(0, |at| at + 1)
     }
 }

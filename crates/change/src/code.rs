@@ -97,8 +97,6 @@ codes! {
     PG_URL "AL-PG-018" Manual "the connection url cannot be understood",
         "write postgres://user@host:5432/database?sslmode=prefer";
 
-    RECOPY "AL-COPY-001" Backoff "the initial copy cannot be brought together with the stream",
-        "the table is copied afresh by itself; to do so now: alluvium resync <table>";
     VALUE "AL-VALUE-001" Manual "a value cannot be held by its Delta type",
         "choose how to keep such values: [tables.\"schema.table\".column.\"name\"] on_invalid = \"clamp\" | \"null\" | \"string\"";
     SCHEMA_CHANGED "AL-SCHEMA-001" Manual "the source table changed in a way the stream cannot follow",

@@ -40,7 +40,10 @@ pub static NAMES: &[&str] = &[
 /// Kills the process at the `hits`-th [`hit`] of `name` (from 1). Once per process; later calls
 /// change nothing.
 pub fn arm(name: &str, hits: u64) {
-    let _ = ARMED.set(Armed { name: name.to_owned(), hits_left: AtomicU64::new(hits.max(1)) });
+    let _ = ARMED.set(Armed {
+        name: name.to_owned(),
+        hits_left: AtomicU64::new(hits.max(1)),
+    });
 }
 
 /// A place where the process may be killed.

@@ -10,7 +10,12 @@ use clap_complete::Shell;
 #[command(name = "alluvium", version, after_help = EXIT_CODES)]
 pub struct Args {
     /// Project file, or the directory that holds alluvium.toml
-    #[arg(long, global = true, default_value = "alluvium.toml", env = "ALLUVIUM_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "alluvium.toml",
+        env = "ALLUVIUM_CONFIG"
+    )]
     pub config: PathBuf,
     /// How results are printed
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]

@@ -64,7 +64,10 @@ async fn show(
     let project = write_project(dir, &url)?;
     let config = project.file.display().to_string();
     say(&format!("the shop is at {url}"));
-    say(&format!("streaming it into {}", project.lake_path.display()));
+    say(&format!(
+        "streaming it into {}",
+        project.lake_path.display()
+    ));
 
     let board = StatusBoard::default();
     let (end_pipeline, pipeline_stop) = watch::channel(false);
@@ -74,7 +77,9 @@ async fn show(
         board.clone(),
         pipeline_stop,
     )));
-    let ends_at = options.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let ends_at = options
+        .seconds
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut shown = Instant::now();
     let mut steps = 0_u64;
     let mut ended_early = None;
@@ -101,7 +106,10 @@ async fn show(
     if !interrupted {
         wait_until_live(&board, &client).await?;
         eprintln!("\n{}", live(&board, steps));
-        say(&format!("{} transactions streamed; the lake answers:\n  {QUERY}", print::count(steps)));
+        say(&format!(
+            "{} transactions streamed; the lake answers:\n  {QUERY}",
+            print::count(steps)
+        ));
         sql::query_lake(&project, QUERY).await?;
         say_further(&config, &project);
         if options.hold > 0 {
@@ -142,8 +150,12 @@ fn live(board: &StatusBoard, steps: u64) -> String {
     let status = board.read();
     let mut grid = Grid::new(&["table", "phase", "rows in silver", "changes", "commit lag"]);
     for name in TABLES {
-        let Some(table) = status.tables.get(&format!("public.{name}")) else { continue };
-        let lag = table.commit_lag_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+        let Some(table) = status.tables.get(&format!("public.{name}")) else {
+            continue;
+        };
+        let lag = table
+            .commit_lag_ms
+            .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
         grid.push(vec![
             name.to_owned(),
             format!("{:?}", table.phase).to_lowercase(),
@@ -156,13 +168,13 @@ fn live(board: &StatusBoard, steps: u64) -> String {
 }
 
 /// Waits until everything the shop has committed is durable in the lake.
-async fn wait_until_live(
-    board: &StatusBoard,
-    client: &tokio_postgres::Client,
-) -> Result<()> {
+async fn wait_until_live(board: &StatusBoard, client: &tokio_postgres::Client) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(60);
     let row = client
-        .query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text", &[])
+        .query_one(
+            "SELECT pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text",
+            &[],
+        )
         .await
         .map_err(|error| connect::map_error(error, "reading the WAL position"))?;
     let text: String = row
@@ -174,13 +186,18 @@ async fn wait_until_live(
     let since = Instant::now();
     while since.elapsed() < PATIENCE {
         let status = board.read();
-        let all_live = status.tables.values().all(|table| table.phase == Phase::Live);
+        let all_live = status
+            .tables
+            .values()
+            .all(|table| table.phase == Phase::Live);
         if all_live && !status.tables.is_empty() && status.acknowledged_lsn >= target {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(Error::bug("the demo's pipeline did not catch up within a minute"))
+    Err(Error::bug(
+        "the demo's pipeline did not catch up within a minute",
+    ))
 }
 
 fn say(text: &str) {
@@ -215,9 +232,12 @@ impl DemoDir {
             None => std::env::temp_dir().join(format!("alluvium-demo-{}", std::process::id())),
         };
         if path.exists() {
-            return Err(Error::new(&code::USAGE, format!("\"{}\" exists already", path.display()))
-                .with_detail("the demo removes its directory at the end, so it wants a new one")
-                .with_hint("choose another place with: alluvium demo --dir DIR"));
+            return Err(Error::new(
+                &code::USAGE,
+                format!("\"{}\" exists already", path.display()),
+            )
+            .with_detail("the demo removes its directory at the end, so it wants a new one")
+            .with_hint("choose another place with: alluvium demo --dir DIR"));
         }
         std::fs::create_dir_all(&path).map_err(|error| cannot_write(&path, &error))?;
         Ok(Self { path })

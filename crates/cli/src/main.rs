@@ -23,7 +23,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     start_logging(&args);
     arm_failpoint();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             return fail(&Error::bug("the runtime could not be started").with_source(error));
@@ -62,7 +65,9 @@ fn start_logging(args: &Args) {
         (Command::Run(_), 0) => "info",
         (_, 0) => "warn",
     };
-    let default = format!("warn,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own}");
+    let default = format!(
+        "warn,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own}"
+    );
     let filter = EnvFilter::try_from_env("ALLUVIUM_LOG").unwrap_or_else(|_| default.into());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -78,7 +83,9 @@ fn start_logging(args: &Args) {
 
 /// `ALLUVIUM_CRASH_AT=name[:hits]` kills the process there: for tests of recovery.
 fn arm_failpoint() {
-    let Ok(wanted) = std::env::var("ALLUVIUM_CRASH_AT") else { return };
+    let Ok(wanted) = std::env::var("ALLUVIUM_CRASH_AT") else {
+        return;
+    };
     let (name, hits) = wanted.split_once(':').unwrap_or((&wanted, "1"));
     failpoint::arm(name, hits.parse().unwrap_or(1));
 }

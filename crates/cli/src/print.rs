@@ -108,7 +108,10 @@ pub struct Grid {
 impl Grid {
     #[must_use]
     pub fn new(header: &[&'static str]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
+        Self {
+            header: header.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     pub fn push(&mut self, cells: Vec<String>) {
@@ -171,7 +174,11 @@ pub fn bytes(number: u64) -> String {
         unit += 1;
     }
     let name = UNITS.get(unit).copied().unwrap_or("");
-    if unit == 0 { format!("{number} {name}") } else { format!("{size:.1} {name}") }
+    if unit == 0 {
+        format!("{number} {name}")
+    } else {
+        format!("{size:.1} {name}")
+    }
 }
 
 #[cfg(test)]

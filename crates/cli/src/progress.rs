@@ -12,7 +12,11 @@ const EVERY_IN_LOG: Duration = Duration::from_secs(30);
 /// Tells of the copies in progress until dropped.
 pub async fn follow(board: StatusBoard) {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let every = if terminal { EVERY_ON_TERMINAL } else { EVERY_IN_LOG };
+    let every = if terminal {
+        EVERY_ON_TERMINAL
+    } else {
+        EVERY_IN_LOG
+    };
     let mut was_copying = std::collections::BTreeSet::new();
     loop {
         tokio::time::sleep(every).await;

@@ -12,7 +12,10 @@ fn refused(finished: &Finished, code: &str) {
     for part in [format!("error[{code}]"), "hint: ".to_owned()] {
         assert!(stderr.contains(&part), "{part} is missing in:\n{stderr}");
     }
-    assert!(!stderr.contains("panicked") && !stderr.contains("geheim"), "{stderr}");
+    assert!(
+        !stderr.contains("panicked") && !stderr.contains("geheim"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -27,19 +30,30 @@ fn a_wrong_project_file_names_line_and_fix() {
     let unknown = run(&good.replace("url", "urll"));
     refused(&unknown, "AL-CONFIG-003");
     assert!(unknown.stderr.contains("did you mean \"url\"") && unknown.stderr.contains("line 3"));
-    refused(&run(&good.replace("\"postgres\"", "\"mysql\"")), "AL-CONFIG-004");
+    refused(
+        &run(&good.replace("\"postgres\"", "\"mysql\"")),
+        "AL-CONFIG-004",
+    );
     refused(&run(&good.replace("127", "${NOT_SET}")), "AL-CONFIG-005");
     refused(&run(&good.replace("postgres://", "mysql://")), "AL-PG-018");
     refused(&run(good), "AL-PG-001");
     std::fs::remove_file(dir.path().join("alluvium.toml")).unwrap();
-    refused(&Alluvium::run(bin(), CAUGHT_UP, dir.path(), &[], PATIENCE).unwrap(), "AL-CONFIG-001");
+    refused(
+        &Alluvium::run(bin(), CAUGHT_UP, dir.path(), &[], PATIENCE).unwrap(),
+        "AL-CONFIG-001",
+    );
 }
 
 #[test]
 fn a_server_that_cannot_be_used_says_why() {
-    let pg = PgCluster::builder().password("geheim").conf("wal_level", "replica").start().unwrap();
+    let pg = PgCluster::builder()
+        .password("geheim")
+        .conf("wal_level", "replica")
+        .start()
+        .unwrap();
     pg.execute("CREATE TABLE t (id int PRIMARY KEY)").unwrap();
-    pg.execute("CREATE ROLE weak LOGIN PASSWORD 'geheim'; GRANT SELECT ON t TO weak").unwrap();
+    pg.execute("CREATE ROLE weak LOGIN PASSWORD 'geheim'; GRANT SELECT ON t TO weak")
+        .unwrap();
     let mut setup = Setup::on(pg, "", "\"public.*\"", "");
     refused(&setup.alluvium(CAUGHT_UP), "AL-PG-006");
     setup.pg.set_conf("wal_level", "logical");
@@ -62,10 +76,16 @@ fn a_server_that_cannot_be_used_says_why() {
 
 #[test]
 fn a_slot_that_is_gone_is_never_passed_over() {
-    let setup = Setup::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "\"public.*\"");
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "\"public.*\"",
+    );
     setup.catch_up();
     setup.pg.execute("INSERT INTO t VALUES (2)").unwrap();
-    setup.pg.execute("SELECT pg_drop_replication_slot('alluvium_test')").unwrap();
+    setup
+        .pg
+        .execute("SELECT pg_drop_replication_slot('alluvium_test')")
+        .unwrap();
     let ended = setup.alluvium(CAUGHT_UP);
     refused(&ended, "AL-PG-011");
     setup.alluvium(&["resync", "--all"]).success().unwrap();
@@ -78,7 +98,9 @@ fn another_server_is_not_taken_for_the_old_one() {
     let setup = Setup::new("CREATE TABLE t (id int PRIMARY KEY)", "\"public.*\"");
     setup.catch_up();
     let other = PgCluster::start(None, &[]).unwrap();
-    other.execute("CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    other
+        .execute("CREATE TABLE t (id int PRIMARY KEY)")
+        .unwrap();
     let config = setup.dir.path().join("alluvium.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     let text = text.replace(&setup.pg.url("postgres"), &other.url("postgres"));
@@ -110,7 +132,10 @@ fn a_damaged_lake_is_named_and_mended_by_resync() {
     let data = std::fs::read_dir(&silver)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "parquet"))
+        .find(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "parquet")
+        })
         .unwrap();
     std::fs::write(&data, b"PAR1 not a parquet file PAR1").unwrap();
     refused(&setup.alluvium(CAUGHT_UP), "AL-LAKE-003");
@@ -125,7 +150,10 @@ fn a_damaged_lake_is_named_and_mended_by_resync() {
 
 #[test]
 fn a_lake_that_cannot_be_written_stops_everything_and_loses_nothing() {
-    let setup = Setup::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "\"public.*\"");
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "\"public.*\"",
+    );
     // A file where the lake's directory should be: root, too, cannot write below it.
     std::fs::write(setup.lake(), b"").unwrap();
     refused(&setup.alluvium(CAUGHT_UP), "AL-LAKE-007");

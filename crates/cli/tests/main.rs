@@ -1,7 +1,12 @@
 //! The program as a user runs it, against real PostgreSQL servers, judged by the independent
 //! comparer through DuckDB and delta-rs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod bad_input;
 mod crash;

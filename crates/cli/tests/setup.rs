@@ -28,7 +28,10 @@ impl Setup {
         if !sql.is_empty() {
             pg.execute(sql).unwrap();
         }
-        let setup = Self { pg, dir: tempfile::tempdir().unwrap() };
+        let setup = Self {
+            pg,
+            dir: tempfile::tempdir().unwrap(),
+        };
         setup.configure(tables, more);
         setup
     }
@@ -71,21 +74,29 @@ impl Setup {
     }
 
     pub fn assert_equal_but(&self, args: &[&str]) {
-        let args = [&["--probes"], args].concat();
-        check::compare(&self.pg.url("postgres"), &self.lake(), &args).unwrap().expect_equal().unwrap();
+        let args = [&["--probes", "8"], args].concat();
+        check::compare(&self.pg.url("postgres"), &self.lake(), &args)
+            .unwrap()
+            .expect_equal()
+            .unwrap();
     }
 
     /// One table's entry of `alluvium status`.
     pub fn status(&self, table: &str) -> Value {
         let finished = self.alluvium(&["status", "--output", "json"]);
         let rows: Value = serde_json::from_str(&finished.stdout).unwrap_or(Value::Null);
-        let found = rows.as_array().and_then(|rows| rows.iter().find(|row| row["table"] == table));
+        let found = rows
+            .as_array()
+            .and_then(|rows| rows.iter().find(|row| row["table"] == table));
         found.cloned().unwrap_or(Value::Null)
     }
 
     /// The answer of `alluvium sql` as JSON rows.
     pub fn sql(&self, query: &str) -> Value {
-        let finished = self.alluvium(&["sql", query, "--output", "json"]).success().unwrap();
+        let finished = self
+            .alluvium(&["sql", query, "--output", "json"])
+            .success()
+            .unwrap();
         serde_json::from_str(&finished.stdout).unwrap()
     }
 

@@ -26,7 +26,10 @@ pub(crate) fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
 pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Error {
     Error::new(
         &code::LAKE_CORRUPT,
-        format!("the lake's file \"{}\" is missing or damaged", path.display()),
+        format!(
+            "the lake's file \"{}\" is missing or damaged",
+            path.display()
+        ),
     )
     .with_detail(detail)
 }
@@ -82,7 +85,11 @@ pub(crate) fn link_new(from: &Path, to: &Path) -> Result<Link> {
         Ok(()) => Ok(Link::Made),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             // A retried link (NFS) finds its own earlier success.
-            if same_file(from, to) { Ok(Link::Made) } else { Ok(Link::Taken) }
+            if same_file(from, to) {
+                Ok(Link::Made)
+            } else {
+                Ok(Link::Taken)
+            }
         }
         Err(e) => Err(io_error("link", to, e)),
     };
@@ -105,8 +112,11 @@ mod tests {
     #[test]
     fn a_taken_name_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let (first, second, name) =
-            (dir.path().join("1"), dir.path().join("2"), dir.path().join("name"));
+        let (first, second, name) = (
+            dir.path().join("1"),
+            dir.path().join("2"),
+            dir.path().join("name"),
+        );
         write_new(&first, b"first", true).unwrap();
         write_new(&second, b"second", true).unwrap();
         assert_eq!(link_new(&first, &name).unwrap(), Link::Made);
@@ -117,10 +127,17 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_wrong() {
-        let full = io_error("write", Path::new("x"), io::Error::from_raw_os_error(libc::ENOSPC));
+        let full = io_error(
+            "write",
+            Path::new("x"),
+            io::Error::from_raw_os_error(libc::ENOSPC),
+        );
         assert!(full.is(&code::LAKE_FULL));
-        let read_only =
-            io_error("write", Path::new("x"), io::Error::from_raw_os_error(libc::EROFS));
+        let read_only = io_error(
+            "write",
+            Path::new("x"),
+            io::Error::from_raw_os_error(libc::EROFS),
+        );
         assert!(read_only.is(&code::LAKE_READ_ONLY));
     }
 }

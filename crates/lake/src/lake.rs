@@ -37,14 +37,19 @@ impl Lake {
         let probe = root.join(format!(".probe-{}.tmp", uuid::Uuid::new_v4()));
         durable::write_new(&probe, b"", false).map_err(|e| {
             if e.is(&code::LAKE_IO) {
-                Error::new(&code::LAKE_READ_ONLY, format!("the lake \"{}\" cannot be written", root.display()))
-                    .with_source(e)
+                Error::new(
+                    &code::LAKE_READ_ONLY,
+                    format!("the lake \"{}\" cannot be written", root.display()),
+                )
+                .with_source(e)
             } else {
                 e
             }
         })?;
         fs::remove_file(&probe).map_err(|e| durable::io_error("remove", &probe, e))?;
-        Ok(Self { inner: Arc::new(Inner { root, settings }) })
+        Ok(Self {
+            inner: Arc::new(Inner { root, settings }),
+        })
     }
 
     #[must_use]

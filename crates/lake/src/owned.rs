@@ -39,7 +39,10 @@ pub(crate) fn open_or_create(
         (PROPERTY_SYSTEM, owner.system_identifier.clone()),
         (PROPERTY_TABLE, owner.table.to_string()),
         (PROPERTY_LAYER, layer.to_owned()),
-        ("delta.deletedFileRetentionDuration", DELETED_FILE_RETENTION.to_owned()),
+        (
+            "delta.deletedFileRetentionDuration",
+            DELETED_FILE_RETENTION.to_owned(),
+        ),
         ("delta.logRetentionDuration", LOG_RETENTION.to_owned()),
     ];
     properties.extend(extra.iter().cloned());
@@ -59,9 +62,14 @@ fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {
             let found = found.map_or("no such property".to_owned(), |v| format!("\"{v}\""));
             return Err(Error::new(
                 &code::LAKE_NOT_OURS,
-                format!("the lake's table \"{}\" belongs to another source", table.dir().display()),
+                format!(
+                    "the lake's table \"{}\" belongs to another source",
+                    table.dir().display()
+                ),
             )
-            .with_detail(format!("its property \"{name}\" is {found}, expected \"{value}\"")));
+            .with_detail(format!(
+                "its property \"{name}\" is {found}, expected \"{value}\""
+            )));
         }
     }
     Ok(())
@@ -71,7 +79,10 @@ fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {
 /// as many further `_` before it as it takes.
 pub(crate) fn free_name(base: &str, columns: &[Column]) -> String {
     let mut name = base.to_owned();
-    while columns.iter().any(|column| column.name.eq_ignore_ascii_case(&name)) {
+    while columns
+        .iter()
+        .any(|column| column.name.eq_ignore_ascii_case(&name))
+    {
         name.insert(0, '_');
     }
     name
@@ -93,24 +104,32 @@ pub(crate) fn held_schema(held: &[Field], source: &Arc<TableSchema>) -> HeldSche
         column.name == *field.name() && same_type(field.data_type(), &column.data_type)
     };
     if held.len() == source.columns.len()
-        && held.iter().zip(&source.columns).all(|(field, column)| same(field, column))
+        && held
+            .iter()
+            .zip(&source.columns)
+            .all(|(field, column)| same(field, column))
     {
-        return HeldSchema { schema: Arc::clone(source), usable: true };
+        return HeldSchema {
+            schema: Arc::clone(source),
+            usable: true,
+        };
     }
     let mut usable = true;
     let columns: Vec<Column> = held
         .iter()
-        .map(|field| match source.columns.iter().find(|column| same(field, column)) {
-            Some(column) => column.clone(),
-            None => {
-                usable = false;
-                Column {
-                    name: field.name().clone(),
-                    data_type: field.data_type().clone(),
-                    source_type: field.data_type().to_string(),
+        .map(
+            |field| match source.columns.iter().find(|column| same(field, column)) {
+                Some(column) => column.clone(),
+                None => {
+                    usable = false;
+                    Column {
+                        name: field.name().clone(),
+                        data_type: field.data_type().clone(),
+                        source_type: field.data_type().to_string(),
+                    }
                 }
-            }
-        })
+            },
+        )
         .collect();
     let identity = match &source.identity {
         Identity::Key(_) => {
@@ -135,15 +154,17 @@ pub(crate) fn same_type(a: &DataType, b: &DataType) -> bool {
         (DataType::Map(a, _), DataType::Map(b, _)) => match (a.data_type(), b.data_type()) {
             (DataType::Struct(a), DataType::Struct(b)) => {
                 a.len() == b.len()
-                    && a.iter().zip(b).all(|(a, b)| same_type(a.data_type(), b.data_type()))
+                    && a.iter()
+                        .zip(b)
+                        .all(|(a, b)| same_type(a.data_type(), b.data_type()))
             }
             _ => false,
         },
         (DataType::Struct(a), DataType::Struct(b)) => {
             a.len() == b.len()
-                && a.iter().zip(b).all(|(a, b)| {
-                    a.name() == b.name() && same_type(a.data_type(), b.data_type())
-                })
+                && a.iter()
+                    .zip(b)
+                    .all(|(a, b)| a.name() == b.name() && same_type(a.data_type(), b.data_type()))
         }
         (a, b) => a == b,
     }
@@ -158,7 +179,10 @@ pub(crate) fn added_columns<'a>(
     let changed = |what: String| {
         Error::new(
             &code::SCHEMA_CHANGED,
-            format!("the columns of table \"{}\" changed in a way the lake cannot follow", schema.id),
+            format!(
+                "the columns of table \"{}\" changed in a way the lake cannot follow",
+                schema.id
+            ),
         )
         .with_detail(what)
     };
@@ -167,13 +191,23 @@ pub(crate) fn added_columns<'a>(
             new.name == column.name && same_type(&new.data_type, &column.data_type)
         });
         if !same {
-            return Err(changed(format!("column \"{}\" was changed, moved or dropped", column.name)));
+            return Err(changed(format!(
+                "column \"{}\" was changed, moved or dropped",
+                column.name
+            )));
         }
     }
     let added = schema.columns.get(held.columns.len()..).unwrap_or_default();
     for column in added {
-        if taken.fields().iter().any(|f| f.name().eq_ignore_ascii_case(&column.name)) {
-            return Err(changed(format!("the name of the new column \"{}\" is taken", column.name)));
+        if taken
+            .fields()
+            .iter()
+            .any(|f| f.name().eq_ignore_ascii_case(&column.name))
+        {
+            return Err(changed(format!(
+                "the name of the new column \"{}\" is taken",
+                column.name
+            )));
         }
     }
     Ok(added)

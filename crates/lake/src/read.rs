@@ -100,7 +100,11 @@ pub fn list_tables(root: &Path) -> Result<Vec<TableName>> {
             let path = entry.path();
             if path.is_dir() && DeltaTable::exists(&path)? {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                tables.push(TableName { layer, name, dir: path });
+                tables.push(TableName {
+                    layer,
+                    name,
+                    dir: path,
+                });
             }
         }
     }

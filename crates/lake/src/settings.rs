@@ -86,6 +86,9 @@ pub struct SilverSettings {
 
 impl Default for SilverSettings {
     fn default() -> Self {
-        Self { on_conflict: OnConflict::Stop, metadata_columns: Vec::new() }
+        Self {
+            on_conflict: OnConflict::Stop,
+            metadata_columns: Vec::new(),
+        }
     }
 }

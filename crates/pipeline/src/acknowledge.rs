@@ -31,14 +31,21 @@ impl Acknowledger {
     /// Starts where the source was last told.
     #[must_use]
     pub fn new(flushed: Lsn) -> Self {
-        Self { flushed, ..Self::default() }
+        Self {
+            flushed,
+            ..Self::default()
+        }
     }
 
     /// Opens a cut that ends at `end_lsn` and that `tables` tables have to make durable.
     pub fn open(&mut self, end_lsn: Lsn, tables: usize) -> CutId {
         let id = self.next;
         self.next += 1;
-        self.open.push_back(OpenCut { id, end_lsn, tables_left: tables });
+        self.open.push_back(OpenCut {
+            id,
+            end_lsn,
+            tables_left: tables,
+        });
         self.settle();
         id
     }
@@ -94,9 +101,15 @@ mod tests {
         acknowledger.done(second);
         assert_eq!(acknowledger.flushed(), Lsn(5));
         acknowledger.done(first);
-        assert_eq!((acknowledger.flushed(), acknowledger.open_cuts()), (Lsn(5), 2));
+        assert_eq!(
+            (acknowledger.flushed(), acknowledger.open_cuts()),
+            (Lsn(5), 2)
+        );
         acknowledger.done(first);
-        assert_eq!((acknowledger.flushed(), acknowledger.open_cuts()), (Lsn(20), 0));
+        assert_eq!(
+            (acknowledger.flushed(), acknowledger.open_cuts()),
+            (Lsn(20), 0)
+        );
     }
 
     #[test]

@@ -57,7 +57,11 @@ impl ExportedSnapshot {
     /// The snapshot that came with a slot just created.
     #[must_use]
     pub fn of_slot(slot: &CreatedSlot) -> Self {
-        Self { name: slot.snapshot_name.clone(), lsn: slot.consistent_point, keeper: None }
+        Self {
+            name: slot.snapshot_name.clone(),
+            lsn: slot.consistent_point,
+            keeper: None,
+        }
     }
 
     /// A snapshot whose place in the WAL is known exactly: that of a temporary slot.
@@ -68,8 +72,13 @@ impl ExportedSnapshot {
             .unwrap_or_default()
             .subsec_nanos();
         let name = format!("alluvium_copy_{}_{nanos}", std::process::id());
-        let slot = keeper.create_slot(&name, SlotKind { temporary: true }).await?;
-        Ok(Self { keeper: Some(keeper), ..Self::of_slot(&slot) })
+        let slot = keeper
+            .create_slot(&name, SlotKind { temporary: true })
+            .await?;
+        Ok(Self {
+            keeper: Some(keeper),
+            ..Self::of_slot(&slot)
+        })
     }
 }
 
@@ -101,7 +110,10 @@ impl CopySessions {
         {
             tracing::debug!(error = %error, "the temporary slot's connection ended badly");
         }
-        Ok(Self { sessions, snapshot: snapshot.lsn })
+        Ok(Self {
+            sessions,
+            snapshot: snapshot.lsn,
+        })
     }
 }
 
@@ -112,12 +124,17 @@ async fn see_tables(
     session: &SnapshotSession,
 ) -> Result<()> {
     let seen = catalog::load_tables(session.client(), &context.selection).await?;
-    let mut seen: BTreeMap<TableId, SourceTable> =
-        seen.into_iter().map(|table| (table.schema.id.clone(), table)).collect();
+    let mut seen: BTreeMap<TableId, SourceTable> = seen
+        .into_iter()
+        .map(|table| (table.schema.id.clone(), table))
+        .collect();
     for target in targets {
         let id = target.table.schema.id.clone();
         let again = |what: &str| {
-            Error::new(&code::COPY_AGAIN, format!("table \"{id}\" {what} just before its copy"))
+            Error::new(
+                &code::COPY_AGAIN,
+                format!("table \"{id}\" {what} just before its copy"),
+            )
         };
         match seen.remove(&id) {
             Some(table) if table.schema == target.table.schema => target.table = Arc::new(table),
@@ -172,7 +189,9 @@ pub async fn copy_all(
         let board = context.board.read();
         targets.retain(|target| {
             let status = board.tables.get(&target.table.schema.id.to_string());
-            status.is_none_or(|s| matches!(s.phase, Phase::Waiting | Phase::Copying) && s.error.is_none())
+            status.is_none_or(|s| {
+                matches!(s.phase, Phase::Waiting | Phase::Copying) && s.error.is_none()
+            })
         });
         for target in &mut targets {
             target.afresh = false;
@@ -187,7 +206,10 @@ pub async fn copy_all(
 /// The owner has ended, or the lake cannot be written.
 pub async fn prepare(target: &CopyTarget) -> Result<()> {
     let table = Arc::clone(&target.table);
-    target.owner.ask(|reply| Command::PrepareCopy { table, reply }).await
+    target
+        .owner
+        .ask(|reply| Command::PrepareCopy { table, reply })
+        .await
 }
 
 async fn enter_new(context: &CopyContext, targets: &mut [CopyTarget]) -> Result<CopySessions> {
@@ -252,10 +274,18 @@ async fn copy_in_snapshot(
         let ranges = begin(context, target, sessions.snapshot).await?;
         let of = ranges.len();
         if of == 0 {
-            target.owner.ask(|reply| Command::FinishCopy { reply }).await?;
+            target
+                .owner
+                .ask(|reply| Command::FinishCopy { reply })
+                .await?;
         }
         for (turn, range) in ranges.into_iter().enumerate() {
-            queue.push_back(Work { target: place, range, turn, of });
+            queue.push_back(Work {
+                target: place,
+                range,
+                turn,
+                of,
+            });
         }
     }
     let shared = Arc::new(Shared {
@@ -279,12 +309,20 @@ async fn copy_in_snapshot(
 }
 
 /// Tells the owner, and plans what is left to copy.
-async fn begin(context: &CopyContext, target: &CopyTarget, snapshot: Lsn) -> Result<Vec<CopyRange>> {
+async fn begin(
+    context: &CopyContext,
+    target: &CopyTarget,
+    snapshot: Lsn,
+) -> Result<Vec<CopyRange>> {
     let table = &target.table;
     // Without a key, rows copied under two snapshots could not be told apart.
     let keyed = matches!(table.schema.identity, Identity::Key(_));
     let begin = |afresh| {
-        target.owner.ask(move |reply| Command::BeginCopy { snapshot, afresh, reply })
+        target.owner.ask(move |reply| Command::BeginCopy {
+            snapshot,
+            afresh,
+            reply,
+        })
     };
     let mut state = begin(target.afresh || !keyed).await?;
     let leaf_files: HashSet<u32> = table.leaves.iter().map(|leaf| leaf.relfilenode).collect();
@@ -301,7 +339,9 @@ async fn begin(context: &CopyContext, target: &CopyTarget, snapshot: Lsn) -> Res
     let mut ranges = plan_ranges(table, context.range_bytes);
     ranges.retain_mut(|range| {
         let file = table.leaves.get(range.leaf).map(|leaf| leaf.relfilenode);
-        let Some(&next_page) = file.and_then(|file| progress.get(&file)) else { return true };
+        let Some(&next_page) = file.and_then(|file| progress.get(&file)) else {
+            return true;
+        };
         let ended = match range.end_page {
             Some(end) => end <= next_page,
             None => next_page == u32::MAX,
@@ -328,7 +368,11 @@ async fn work(
         if *shutdown.borrow() {
             return Ok(());
         }
-        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = shared
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
         let Some(work) = next else { return Ok(()) };
         let given_up = shared
             .failed
@@ -341,8 +385,14 @@ async fn work(
         match copy_range(&shared, &session, &work).await {
             Ok(()) => {}
             Err(error) if is_tables_own(&error) => {
-                let Some(target) = shared.targets.get(work.target) else { continue };
-                shared.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(work.target);
+                let Some(target) = shared.targets.get(work.target) else {
+                    continue;
+                };
+                shared
+                    .failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(work.target);
                 // Those that wait for their turn must not wait for ever.
                 shared.turns.advance(work.target, usize::MAX);
                 if error.is(&code::COPY_AGAIN) {
@@ -357,9 +407,15 @@ async fn work(
 }
 
 fn is_tables_own(error: &Error) -> bool {
-    [&code::VALUE, &code::CONFLICT, &code::COPY_AGAIN, &code::PG_RIGHTS, &code::SCHEMA_COLUMN]
-        .into_iter()
-        .any(|code| error.is(code))
+    [
+        &code::VALUE,
+        &code::CONFLICT,
+        &code::COPY_AGAIN,
+        &code::PG_RIGHTS,
+        &code::SCHEMA_COLUMN,
+    ]
+    .into_iter()
+    .any(|code| error.is(code))
 }
 
 fn fail(board: &StatusBoard, table: &TableId, error: &Error) {
@@ -382,7 +438,9 @@ async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> 
         return Err(Error::bug("a range belongs to no table"));
     };
     let limit = usize::try_from(shared.context.range_bytes).unwrap_or(usize::MAX);
-    let mut reader = session.copy_range(&target.table, work.range, limit / 4).await?;
+    let mut reader = session
+        .copy_range(&target.table, work.range, limit / 4)
+        .await?;
     let mut held: Vec<RecordBatch> = Vec::new();
     let mut held_bytes = 0;
     while let Some(batch) = reader.next().await? {
@@ -395,7 +453,11 @@ async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> 
         }
     }
     shared.turns.wait(work.target, work.turn).await?;
-    let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).contains(&work.target);
+    let failed = shared
+        .failed
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .contains(&work.target);
     if failed {
         return Ok(());
     }
@@ -406,7 +468,10 @@ async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> 
     });
     hand_over(shared, work, held, reached).await?;
     if work.turn + 1 == work.of {
-        target.owner.ask(|reply| Command::FinishCopy { reply }).await?;
+        target
+            .owner
+            .ask(|reply| Command::FinishCopy { reply })
+            .await?;
     }
     shared.turns.advance(work.target, work.turn + 1);
     Ok(())
@@ -422,16 +487,32 @@ async fn hand_over(
         return Err(Error::bug("a range belongs to no table"));
     };
     let rows: u64 = batches.iter().map(|batch| batch.num_rows() as u64).sum();
-    let bytes: u64 = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
-    let rows_of_range = CopiedRows { batches, snapshot: shared.snapshot, reached };
-    target.owner.ask(|reply| Command::Copied { rows: rows_of_range, reply }).await?;
+    let bytes: u64 = batches
+        .iter()
+        .map(|batch| batch.get_array_memory_size() as u64)
+        .sum();
+    let rows_of_range = CopiedRows {
+        batches,
+        snapshot: shared.snapshot,
+        reached,
+    };
+    target
+        .owner
+        .ask(|reply| Command::Copied {
+            rows: rows_of_range,
+            reply,
+        })
+        .await?;
     let elapsed_ms = shared.started.elapsed().as_millis().max(1);
-    shared.context.board.table(&target.table.schema.id.to_string(), |status| {
-        status.copied_rows += rows;
-        status.copied_bytes += bytes;
-        let rate = u128::from(status.copied_rows) * 1000 / elapsed_ms;
-        status.copied_rows_per_sec = u64::try_from(rate).unwrap_or(u64::MAX);
-    });
+    shared
+        .context
+        .board
+        .table(&target.table.schema.id.to_string(), |status| {
+            status.copied_rows += rows;
+            status.copied_bytes += bytes;
+            let rate = u128::from(status.copied_rows) * 1000 / elapsed_ms;
+            status.copied_rows_per_sec = u64::try_from(rate).unwrap_or(u64::MAX);
+        });
     Ok(())
 }
 

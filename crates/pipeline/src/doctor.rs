@@ -81,7 +81,11 @@ fn free_space(lake: &Path) -> Option<Check> {
     let free_gib = free_bytes as f64 / f64::from(1 << 30);
     Some(Check {
         name: "disk",
-        status: if little { CheckStatus::Warn } else { CheckStatus::Ok },
+        status: if little {
+            CheckStatus::Warn
+        } else {
+            CheckStatus::Ok
+        },
         finding: format!("{free_gib:.1} GiB free for the lake"),
         meaning: "when the disk is full the pipeline stops; nothing is lost, but the source keeps \
                   its WAL until the pipeline goes on"
@@ -94,7 +98,10 @@ fn free_space(lake: &Path) -> Option<Check> {
 /// Free bytes of the file system that holds `path`.
 fn free_bytes(path: &Path) -> Result<u64, Error> {
     fs4::available_space(path).map_err(|error| {
-        Error::new(&code::LAKE_IO, format!("cannot read the free space of \"{}\"", path.display()))
-            .with_source(error)
+        Error::new(
+            &code::LAKE_IO,
+            format!("cannot read the free space of \"{}\"", path.display()),
+        )
+        .with_source(error)
     })
 }

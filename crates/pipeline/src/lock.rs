@@ -25,8 +25,11 @@ impl LakeLock {
     pub fn take(lake: &Path, project: &Path) -> Result<Self> {
         let path = lake.join(FILE_NAME);
         let cannot = |error: std::io::Error| {
-            Error::new(&code::LAKE_READ_ONLY, format!("cannot write to lake \"{}\"", lake.display()))
-                .with_detail(format!("{}: {error}", path.display()))
+            Error::new(
+                &code::LAKE_READ_ONLY,
+                format!("cannot write to lake \"{}\"", lake.display()),
+            )
+            .with_detail(format!("{}: {error}", path.display()))
         };
         std::fs::create_dir_all(lake).map_err(cannot)?;
         let mut file = OpenOptions::new()
@@ -49,7 +52,11 @@ impl LakeLock {
             }
             Err(TryLockError::Error(error)) => return Err(cannot(error)),
         }
-        let holder = format!("process {} for project {}\n", std::process::id(), project.display());
+        let holder = format!(
+            "process {} for project {}\n",
+            std::process::id(),
+            project.display()
+        );
         file.set_len(0).map_err(cannot)?;
         file.rewind().map_err(cannot)?;
         file.write_all(holder.as_bytes()).map_err(cannot)?;

@@ -58,18 +58,41 @@ pub struct Reached {
 pub enum Command {
     /// Changes of one cut, or of a part of one when `end` is absent. The permit is the memory they
     /// hold.
-    Cut { batches: Vec<ChangeBatch>, end: Option<CutEnd>, permit: Option<OwnedSemaphorePermit> },
+    Cut {
+        batches: Vec<ChangeBatch>,
+        end: Option<CutEnd>,
+        permit: Option<OwnedSemaphorePermit>,
+    },
     /// From now on keep every change in bronze, in this shape: a copy will be taken.
-    PrepareCopy { table: Arc<SourceTable>, reply: oneshot::Sender<Result<()>> },
+    PrepareCopy {
+        table: Arc<SourceTable>,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// Start copying from nothing, or go on: answers what is copied already.
-    BeginCopy { snapshot: Lsn, afresh: bool, reply: oneshot::Sender<Result<CopyState>> },
-    Copied { rows: CopiedRows, reply: oneshot::Sender<Result<()>> },
-    FinishCopy { reply: oneshot::Sender<Result<()>> },
+    BeginCopy {
+        snapshot: Lsn,
+        afresh: bool,
+        reply: oneshot::Sender<Result<CopyState>>,
+    },
+    Copied {
+        rows: CopiedRows,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    FinishCopy {
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// The table's newest shape; sent before the first change that has it.
     /// All transactions up to `ended` are complete.
-    Shape { table: Arc<SourceTable>, step: ShapeStep, ended: Lsn },
+    Shape {
+        table: Arc<SourceTable>,
+        step: ShapeStep,
+        ended: Lsn,
+    },
     /// Changes of the table cannot be decoded from `at` on.
-    Broken { at: Lsn, error: Error },
+    Broken {
+        at: Lsn,
+        error: Error,
+    },
     /// The stream starts again: parts of a cut that never ended are void.
     Restarted,
 }
@@ -114,7 +137,10 @@ impl OwnerHandle {
     ///
     /// # Errors
     /// The owner has ended, or its answer is an error.
-    pub async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+    pub async fn ask<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         self.send(make(reply)).await?;
         answer
@@ -176,7 +202,10 @@ impl TableOwner {
         let open_silver = || Silver::open(lake, &identity, &table.schema, settings.clone());
         let (bronze, silver) = if afresh {
             let bronze = open_or_set_aside(open_bronze, &lake.bronze_dir(&identity.name))?;
-            (bronze, open_or_set_aside(open_silver, &lake.silver_dir(&identity.name))?)
+            (
+                bronze,
+                open_or_set_aside(open_silver, &lake.silver_dir(&identity.name))?,
+            )
         } else {
             (open_bronze()?, open_silver()?)
         };
@@ -253,7 +282,10 @@ impl TableOwner {
     /// The owner's task, to be spawned, and how to reach it.
     pub fn start(self) -> (OwnerHandle, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS);
-        let handle = OwnerHandle { table: self.table.schema.id.clone(), commands: sender };
+        let handle = OwnerHandle {
+            table: self.table.schema.id.clone(),
+            commands: sender,
+        };
         (handle, work(self, receiver))
     }
 
@@ -261,7 +293,11 @@ impl TableOwner {
     fn perform(&mut self, command: Command) -> Vec<Event> {
         let mut events = Vec::new();
         match command {
-            Command::Cut { batches, end, permit } => {
+            Command::Cut {
+                batches,
+                end,
+                permit,
+            } => {
                 if let Err(error) = self.cut(&batches, end) {
                     events.extend(self.failed(error));
                 }
@@ -275,7 +311,11 @@ impl TableOwner {
             Command::PrepareCopy { table, reply } => {
                 let _ = reply.send(self.prepare_copy(table));
             }
-            Command::BeginCopy { snapshot, afresh, reply } => {
+            Command::BeginCopy {
+                snapshot,
+                afresh,
+                reply,
+            } => {
                 let _ = reply.send(self.begin_copy(snapshot, afresh));
                 events.push(Event::PhaseChanged);
             }
@@ -328,7 +368,9 @@ impl TableOwner {
         if self.phase != Phase::Live {
             return Ok(());
         }
-        let Some(silver) = &mut self.silver else { return Ok(()) };
+        let Some(silver) = &mut self.silver else {
+            return Ok(());
+        };
         failpoint::hit("merge.before_stage");
         let mut changes = 0;
         for batch in batches {
@@ -338,18 +380,25 @@ impl TableOwner {
         failpoint::hit("merge.after_stage");
         if let Some(end) = end {
             failpoint::hit("merge.before_commit");
-            silver.commit(end.position)?;
+            // Nothing is staged where all of it was committed before a restart.
+            if silver.has_staged() {
+                silver.commit(end.position)?;
+            }
             failpoint::hit("merge.after_commit");
         }
-        let newest = batches.iter().filter_map(|batch| batch.commit_time_micros.last()).max();
-        self.context.board.table(&self.table.schema.id.to_string(), |status| {
-            status.changes += changes;
-            if let (Some(&newest), Some(_)) = (newest, end) {
-                status.newest_commit_micros = Some(newest);
-                status.commit_lag_ms =
-                    u64::try_from((now_micros() - newest) / 1000).ok();
-            }
-        });
+        let newest = batches
+            .iter()
+            .filter_map(|batch| batch.commit_time_micros.last())
+            .max();
+        self.context
+            .board
+            .table(&self.table.schema.id.to_string(), |status| {
+                status.changes += changes;
+                if let (Some(&newest), Some(_)) = (newest, end) {
+                    status.newest_commit_micros = Some(newest);
+                    status.commit_lag_ms = u64::try_from((now_micros() - newest) / 1000).ok();
+                }
+            });
         Ok(())
     }
 
@@ -373,13 +422,22 @@ impl TableOwner {
         }
         self.phase = Phase::Waiting;
         self.broken = false;
-        self.context.board.table(&self.table.schema.id.to_string(), |status| status.error = None);
+        self.context
+            .board
+            .table(&self.table.schema.id.to_string(), |status| {
+                status.error = None
+            });
         Ok(())
     }
 
     fn open_silver(&self) -> Result<Silver> {
         let settings = self.settings.clone();
-        Silver::open(&self.context.lake, &self.identity, &self.table.schema, settings)
+        Silver::open(
+            &self.context.lake,
+            &self.identity,
+            &self.table.schema,
+            settings,
+        )
     }
 
     fn begin_copy(&mut self, snapshot: Lsn, afresh: bool) -> Result<CopyState> {
@@ -396,30 +454,44 @@ impl TableOwner {
         }
         self.phase = Phase::Copying;
         let estimated_rows = self.table.estimated_rows;
-        self.context.board.table(&self.table.schema.id.to_string(), |status| {
-            status.error = None;
-            // A negative estimate means that the table was never analysed.
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate")]
-            let estimated_rows = estimated_rows.max(0.0) as u64;
-            status.estimated_rows = estimated_rows;
-            if !resume {
-                status.copied_rows = 0;
-                status.copied_bytes = 0;
-            }
-        });
+        self.context
+            .board
+            .table(&self.table.schema.id.to_string(), |status| {
+                status.error = None;
+                // A negative estimate means that the table was never analysed.
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "an estimate"
+                )]
+                let estimated_rows = estimated_rows.max(0.0) as u64;
+                status.estimated_rows = estimated_rows;
+                if !resume {
+                    status.copied_rows = 0;
+                    status.copied_bytes = 0;
+                }
+            });
         Ok(silver.copy_state())
     }
 
     fn copied(&mut self, rows: &CopiedRows) -> Result<()> {
-        let Some(silver) = self.silver.as_mut().filter(|_| self.phase == Phase::Copying) else {
+        let Some(silver) = self
+            .silver
+            .as_mut()
+            .filter(|_| self.phase == Phase::Copying)
+        else {
             return Err(Error::new(
                 &code::COPY_AGAIN,
-                format!("table \"{}\" changed while it was copied", self.table.schema.id),
+                format!(
+                    "table \"{}\" changed while it was copied",
+                    self.table.schema.id
+                ),
             ));
         };
         failpoint::hit("copy.before_stage");
         for batch in &rows.batches {
-            self.bronze.stage_copied(batch, rows.snapshot, now_micros())?;
+            self.bronze
+                .stage_copied(batch, rows.snapshot, now_micros())?;
             silver.stage_copied(batch, rows.snapshot)?;
         }
         if let Some(reached) = rows.reached {
@@ -520,7 +592,9 @@ impl TableOwner {
 
     /// Merges the next rows of bronze into silver; the table is live when none are left.
     fn catch_up(&mut self) -> Result<()> {
-        let Some(silver) = &mut self.silver else { return Ok(()) };
+        let Some(silver) = &mut self.silver else {
+            return Ok(());
+        };
         let catch_up = match &mut self.catch_up {
             Some(catch_up) => catch_up,
             None if silver.position() >= self.bronze.position() => {
@@ -528,7 +602,9 @@ impl TableOwner {
                 return Ok(());
             }
             None => self.catch_up.insert(CatchUp {
-                reader: self.bronze.changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
+                reader: self
+                    .bronze
+                    .changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
                 through: self.bronze.position(),
                 open_transaction: None,
             }),
@@ -589,25 +665,29 @@ impl TableOwner {
             hint = error.hint(),
             "table stopped, the others go on"
         );
-        self.context.board.table(&self.table.schema.id.to_string(), |status| {
-            status.error = Some(ErrorStatus::from(error));
-        });
+        self.context
+            .board
+            .table(&self.table.schema.id.to_string(), |status| {
+                status.error = Some(ErrorStatus::from(error));
+            });
     }
 
     fn tell_status(&self) {
-        self.context.board.table(&self.table.schema.id.to_string(), |status| {
-            status.phase = self.phase;
-            status.lake_name.clone_from(&self.identity.name);
-            status.identity = crate::tables::describe_identity(&self.table.schema);
-            status.bronze_position = self.bronze.position();
-            if let Some(silver) = &self.silver {
-                status.silver_rows = silver.num_rows();
-                status.silver_version = silver.version();
-                status.silver_position = silver.position();
-                status.conflicts = silver.conflicts();
-                status.index_bytes = silver.index_bytes() as u64;
-            }
-        });
+        self.context
+            .board
+            .table(&self.table.schema.id.to_string(), |status| {
+                status.phase = self.phase;
+                status.lake_name.clone_from(&self.identity.name);
+                status.identity = crate::tables::describe_identity(&self.table.schema);
+                status.bronze_position = self.bronze.position();
+                if let Some(silver) = &self.silver {
+                    status.silver_rows = silver.num_rows();
+                    status.silver_version = silver.version();
+                    status.silver_position = silver.position();
+                    status.conflicts = silver.conflicts();
+                    status.index_bytes = silver.index_bytes() as u64;
+                }
+            });
     }
 }
 
@@ -673,9 +753,15 @@ impl TableOwner {
     }
 
     fn checkpoint_jobs(&mut self) -> Vec<(Layer, CheckpointJob)> {
-        let bronze = self.bronze.take_checkpoint_job().map(|job| (Layer::Bronze, job));
+        let bronze = self
+            .bronze
+            .take_checkpoint_job()
+            .map(|job| (Layer::Bronze, job));
         let silver = self.silver.as_mut().and_then(Silver::take_checkpoint_job);
-        bronze.into_iter().chain(silver.map(|job| (Layer::Silver, job))).collect()
+        bronze
+            .into_iter()
+            .chain(silver.map(|job| (Layer::Silver, job)))
+            .collect()
     }
 }
 
@@ -696,7 +782,9 @@ async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Command>) {
             },
             () = std::future::ready(()), if owner.phase == Phase::CatchingUp => Task::CatchUp,
         };
-        let Ok(_cpu) = context.cpu.acquire().await else { return };
+        let Ok(_cpu) = context.cpu.acquire().await else {
+            return;
+        };
         let done = tokio::task::spawn_blocking(move || {
             let events = owner.do_task(task);
             let jobs = owner.checkpoint_jobs();

@@ -36,7 +36,10 @@ fn directory(state_dir: &Path) -> PathBuf {
 /// # Errors
 /// The project's state directory cannot be written.
 pub fn ask_resync(state_dir: &Path, table: &TableId) -> Result<()> {
-    let request = Resync { schema: table.schema.clone(), table: table.name.clone() };
+    let request = Resync {
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+    };
     let text = serde_json::to_string(&request)
         .map_err(|error| Error::bug("a request cannot be written as JSON").with_source(error))?;
     let directory = directory(state_dir);
@@ -50,24 +53,35 @@ pub fn ask_resync(state_dir: &Path, table: &TableId) -> Result<()> {
         .and_then(|()| std::fs::write(&temporary, text))
         .and_then(|()| std::fs::rename(&temporary, directory.join(name)))
         .map_err(|error| {
-            Error::new(&code::LAKE_READ_ONLY, format!("cannot write to \"{}\"", directory.display()))
-                .with_detail(error.to_string())
+            Error::new(
+                &code::LAKE_READ_ONLY,
+                format!("cannot write to \"{}\"", directory.display()),
+            )
+            .with_detail(error.to_string())
         })
 }
 
 /// The requests that wait. A file that cannot be read is passed over.
 #[must_use]
 pub fn pending(state_dir: &Path) -> Vec<Pending> {
-    let Ok(entries) = std::fs::read_dir(directory(state_dir)) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(directory(state_dir)) else {
+        return Vec::new();
+    };
     let read = |file: PathBuf| {
         let name = file.file_name()?.to_str()?;
         if name.starts_with('.') {
             return None;
         }
         let request: Resync = serde_json::from_str(&std::fs::read_to_string(&file).ok()?).ok()?;
-        Some(Pending { table: TableId::new(request.schema, request.table), file })
+        Some(Pending {
+            table: TableId::new(request.schema, request.table),
+            file,
+        })
     };
-    entries.flatten().filter_map(|entry| read(entry.path())).collect()
+    entries
+        .flatten()
+        .filter_map(|entry| read(entry.path()))
+        .collect()
 }
 
 #[cfg(test)]

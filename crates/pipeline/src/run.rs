@@ -16,12 +16,12 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::LakeLock;
 use crate::copy::{CopyContext, CopySessions, CopyTarget};
 use crate::owner::{Event, OwnerContext};
 use crate::project::Project;
 use crate::status::{ErrorStatus, Phase, StatusBoard};
 use crate::stream::Stream;
-use crate::LakeLock;
 
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -128,7 +128,9 @@ async fn run_until_end(
 
 fn is_connection(error: &Error) -> bool {
     use alluvium_change::code::{PG_CONNECT, PG_CONNECTION_LOST, PG_SLOT_ACTIVE};
-    [&PG_CONNECT, &PG_CONNECTION_LOST, &PG_SLOT_ACTIVE].into_iter().any(|code| error.is(code))
+    [&PG_CONNECT, &PG_CONNECTION_LOST, &PG_SLOT_ACTIVE]
+        .into_iter()
+        .any(|code| error.is(code))
 }
 
 impl Pipeline {
@@ -158,7 +160,8 @@ impl Pipeline {
         let targets = std::mem::take(&mut self.copy_queue);
         let shutdown = self.shutdown.clone();
         let context = self.copy_context.clone();
-        self.copy_jobs.spawn(crate::copy::copy_all(context, targets, sessions, shutdown));
+        self.copy_jobs
+            .spawn(crate::copy::copy_all(context, targets, sessions, shutdown));
     }
 
     /// Lets the commits in hand finish, and says how far everything is.
@@ -176,7 +179,10 @@ impl Pipeline {
             }
         };
         // A commit takes milliseconds; what is not durable is sent again by the source.
-        if tokio::time::timeout(Duration::from_secs(20), settle).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(20), settle)
+            .await
+            .is_err()
+        {
             tracing::warn!("commits in hand took too long, they will be repeated");
         }
         let _ = self.stream.tell_server(&mut connection, false).await;
@@ -188,7 +194,10 @@ impl Pipeline {
         while self.owner_tasks.join_next().await.is_some() {}
         self.report_status();
         let status = self.board.read();
-        let stopped = status.tables.iter().filter(|(_, table)| table.phase == Phase::Stopped);
+        let stopped = status
+            .tables
+            .iter()
+            .filter(|(_, table)| table.phase == Phase::Stopped);
         RunReport {
             position: self.stream.flushed(),
             tables: status.tables.len(),

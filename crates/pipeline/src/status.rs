@@ -103,7 +103,9 @@ impl PipelineStatus {
 /// Microseconds since 1970.
 #[must_use]
 pub fn now_micros() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -125,14 +127,19 @@ impl StatusBoard {
     /// A copy of the status as it is.
     #[must_use]
     pub fn read(&self) -> PipelineStatus {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Writes the status beside the project, for other commands. Not being able to is no reason
     /// to stop.
     pub fn save(&self, state_dir: &Path) {
         self.update(|status| status.updated_micros = now_micros());
-        let Ok(text) = serde_json::to_vec(&self.read()) else { return };
+        let Ok(text) = serde_json::to_vec(&self.read()) else {
+            return;
+        };
         let path = status_path(state_dir);
         let temporary = path.with_extension("tmp");
         let written = std::fs::create_dir_all(state_dir)

@@ -173,9 +173,15 @@ impl Stream {
     /// The server sent what cannot be decoded, or ended the stream.
     pub fn take_frames(&mut self, connection: &mut ReplicationConnection) -> Result<Option<Need>> {
         while self.has_room() {
-            let Some(frame) = connection.next_frame()? else { return Ok(None) };
+            let Some(frame) = connection.next_frame()? else {
+                return Ok(None);
+            };
             match frame {
-                Frame::XLogData { wal_start, wal_end, data } => {
+                Frame::XLogData {
+                    wal_start,
+                    wal_end,
+                    data,
+                } => {
                     self.received = self.received.max(wal_start);
                     self.server = self.server.max(wal_end);
                     let step = self.assembler.handle(&data)?;
@@ -183,7 +189,10 @@ impl Stream {
                         return Ok(Some(need));
                     }
                 }
-                Frame::Keepalive { wal_end, reply_requested } => {
+                Frame::Keepalive {
+                    wal_end,
+                    reply_requested,
+                } => {
                     self.server = self.server.max(wal_end);
                     self.received = self.received.max(wal_end);
                     if !self.assembler.in_transaction() {
@@ -246,15 +255,23 @@ impl Stream {
         if self.assembler.in_transaction() || !self.waiting.is_empty() {
             return Ok(());
         }
-        let Some((position, end_lsn)) = self.ended else { return Ok(()) };
+        let Some((position, end_lsn)) = self.ended else {
+            return Ok(());
+        };
         if self.acknowledger.open_cuts() >= OPEN_CUTS {
             return Ok(());
         }
         let batches = self.assembler.take_batches()?;
-        let tables: HashSet<&TableId> =
-            batches.iter().map(|batch| &batch.table.id).chain(&self.dirty).collect();
-        let owners: Vec<OwnerHandle> =
-            tables.iter().filter_map(|id| self.owners.get(*id)).cloned().collect();
+        let tables: HashSet<&TableId> = batches
+            .iter()
+            .map(|batch| &batch.table.id)
+            .chain(&self.dirty)
+            .collect();
+        let owners: Vec<OwnerHandle> = tables
+            .iter()
+            .filter_map(|id| self.owners.get(*id))
+            .cloned()
+            .collect();
         let places: Option<Vec<_>> = owners
             .into_iter()
             .map(|owner| owner.try_reserve().map(|place| (owner.table, place)))
@@ -281,7 +298,11 @@ impl Stream {
         for (table, place) in places {
             let batches = by_table.remove(&table).unwrap_or_default();
             let permit = self.permit(&batches);
-            place.send(Command::Cut { batches, end: Some(CutEnd { id, position }), permit });
+            place.send(Command::Cut {
+                batches,
+                end: Some(CutEnd { id, position }),
+                permit,
+            });
         }
         self.dirty.clear();
         self.ended = None;
@@ -316,13 +337,19 @@ impl Stream {
         }
         let mut kept = Vec::new();
         for batch in waiting {
-            let Some(owner) = self.owners.get(&batch.table.id).cloned() else { continue };
+            let Some(owner) = self.owners.get(&batch.table.id).cloned() else {
+                continue;
+            };
             let batches = std::slice::from_ref(&batch);
             match (self.permit(batches), owner.try_reserve()) {
                 (Some(permit), Some(place)) => {
                     self.dirty.insert(owner.table);
                     let permit = Some(permit);
-                    place.send(Command::Cut { batches: vec![batch], end: None, permit });
+                    place.send(Command::Cut {
+                        batches: vec![batch],
+                        end: None,
+                        permit,
+                    });
                 }
                 _ => kept.push(batch),
             }
@@ -335,7 +362,9 @@ impl Stream {
         let bytes: usize = batches.iter().map(ChangeBatch::memory_bytes).sum();
         let most = self.limits.handed_over_bytes / BYTES_PER_PERMIT;
         let permits = u32::try_from((bytes / BYTES_PER_PERMIT).min(most)).unwrap_or(u32::MAX);
-        Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()
+        Arc::clone(&self.memory)
+            .try_acquire_many_owned(permits)
+            .ok()
     }
 
     /// Tells the server how far everything is durable: when that changed, when asked, and now and
@@ -354,7 +383,9 @@ impl Stream {
             return Ok(());
         }
         failpoint::hit("acknowledge.before_send");
-        connection.send_status(flushed, self.received.max(flushed), want_reply).await?;
+        connection
+            .send_status(flushed, self.received.max(flushed), want_reply)
+            .await?;
         failpoint::hit("acknowledge.after_send");
         self.told = flushed;
         self.last_status = Instant::now();
@@ -366,7 +397,9 @@ impl Stream {
     /// # Errors
     /// The table has no owner: a bug.
     pub fn owner(&self, table: &TableId) -> Result<&OwnerHandle> {
-        self.owners.get(table).ok_or_else(|| Error::bug(format!("table \"{table}\" has no owner")))
+        self.owners
+            .get(table)
+            .ok_or_else(|| Error::bug(format!("table \"{table}\" has no owner")))
     }
 
     /// Hands over all rows decoded so far, in the middle of a transaction if need be, so that a
@@ -378,10 +411,18 @@ impl Stream {
         let mut batches = std::mem::take(&mut self.waiting);
         batches.extend(self.assembler.take_batches()?);
         for batch in batches {
-            let Some(owner) = self.owners.get(&batch.table.id).cloned() else { continue };
+            let Some(owner) = self.owners.get(&batch.table.id).cloned() else {
+                continue;
+            };
             self.dirty.insert(owner.table.clone());
             let permit = self.permit(std::slice::from_ref(&batch));
-            owner.send(Command::Cut { batches: vec![batch], end: None, permit }).await?;
+            owner
+                .send(Command::Cut {
+                    batches: vec![batch],
+                    end: None,
+                    permit,
+                })
+                .await?;
         }
         Ok(())
     }
@@ -390,7 +431,10 @@ impl Stream {
 fn group(batches: Vec<ChangeBatch>) -> BTreeMap<TableId, Vec<ChangeBatch>> {
     let mut by_table: BTreeMap<TableId, Vec<ChangeBatch>> = BTreeMap::new();
     for batch in batches {
-        by_table.entry(batch.table.id.clone()).or_default().push(batch);
+        by_table
+            .entry(batch.table.id.clone())
+            .or_default()
+            .push(batch);
     }
     by_table
 }

@@ -16,7 +16,10 @@ use crate::project::{OnConflict, Project};
 pub fn selection(project: &Project) -> TableSelection {
     let overrides = project.tables.iter().map(|(table, settings)| {
         let column_options = settings.column.iter().map(|(column, options)| {
-            let on_invalid = options.on_invalid.or(settings.on_invalid).unwrap_or(OnInvalid::Error);
+            let on_invalid = options
+                .on_invalid
+                .or(settings.on_invalid)
+                .unwrap_or(OnInvalid::Error);
             (column.clone(), (on_invalid, options.stored_as.clone()))
         });
         let table_override = TableOverride {
@@ -72,7 +75,10 @@ pub enum ShapeStep {
     Same,
     /// New columns at the end. `fill` has one value for each that existing rows show; `recopy` when
     /// only the source knows what they show.
-    AddColumns { fill: Vec<(String, ArrayRef)>, recopy: bool },
+    AddColumns {
+        fill: Vec<(String, ArrayRef)>,
+        recopy: bool,
+    },
 }
 
 /// How to come from the columns the lake has to those the source has now.
@@ -82,12 +88,22 @@ pub enum ShapeStep {
 pub fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
     let id = &table.schema.id;
     let incompatible = |what: String| {
-        Error::new(&code::SCHEMA_CHANGED, format!("table \"{id}\" changed: {what}"))
-            .with_detail("the lake keeps the table as it was before the change")
-            .with_hint(format!("copy it afresh in its new shape: alluvium resync {id}"))
+        Error::new(
+            &code::SCHEMA_CHANGED,
+            format!("table \"{id}\" changed: {what}"),
+        )
+        .with_detail("the lake keeps the table as it was before the change")
+        .with_hint(format!(
+            "copy it afresh in its new shape: alluvium resync {id}"
+        ))
     };
     for field in lake.fields() {
-        match table.schema.columns.iter().find(|column| column.name == *field.name()) {
+        match table
+            .schema
+            .columns
+            .iter()
+            .find(|column| column.name == *field.name())
+        {
             None => {
                 return Err(incompatible(format!(
                     "column \"{}\" was dropped, renamed or left out",
@@ -122,9 +138,8 @@ pub fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
             None => {
                 // Without a missing value a default was either added later, and existing rows are
                 // NULL, or the table was rewritten, and each row has a value of its own.
-                recopy |= attribute.is_none_or(|attribute| {
-                    attribute.has_default || attribute.not_null
-                });
+                recopy |=
+                    attribute.is_none_or(|attribute| attribute.has_default || attribute.not_null);
                 builder.append_null();
             }
         }
@@ -133,7 +148,10 @@ pub fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
     if fill.is_empty() {
         let order = lake.fields().iter().zip(&table.schema.columns);
         if let Some((field, _)) = order.into_iter().find(|(f, c)| *f.name() != c.name) {
-            return Err(incompatible(format!("column \"{}\" has another place", field.name())));
+            return Err(incompatible(format!(
+                "column \"{}\" has another place",
+                field.name()
+            )));
         }
         return Ok(ShapeStep::Same);
     }

@@ -38,7 +38,6 @@ pub struct Check {
     pub code: Option<&'static Code>,
 }
 
-#[expect(clippy::ref_option, reason = "serde hands over the field as it is")]
 fn code_id<S: Serializer>(code: &Option<&'static Code>, serializer: S) -> Result<S::Ok, S::Error> {
     code.map(|code| code.id).serialize(serializer)
 }

@@ -14,7 +14,7 @@ use crate::{client, database, options};
 #[tokio::test]
 async fn refusals_have_their_codes() {
     let cluster = PgCluster::builder().password("s3cret").start().unwrap();
-    let good = cluster.url("postgres");
+    let good = format!("{}?connect_timeout=5", cluster.url("postgres"));
     client(&options(&good)).await;
     ReplicationConnection::connect(&options(&good))
         .await
@@ -23,7 +23,7 @@ async fn refusals_have_their_codes() {
     let wrong = good.replace("s3cret", "wr0ng");
     let missing = good.replace(":s3cret", "");
     let unknown_role = good.replace("postgres:s3cret", "nobody_here:s3cret");
-    let no_database = good.replace("/postgres", "/not_there");
+    let no_database = good.replace("/postgres?", "/not_there?");
     let port = cluster.port().to_string();
     let nobody_listens = good.replace(&port, "1");
     let no_host = good.replace("127.0.0.1", "host.invalid");
@@ -95,7 +95,6 @@ async fn settings_of_the_database_do_not_win() {
         ("extra_float_digits", "3"),
         ("bytea_output", "hex"),
         ("statement_timeout", "0"),
-        ("idle_session_timeout", "0"),
     ] {
         let row = client
             .query_one(&format!("SHOW {name}"), &[])

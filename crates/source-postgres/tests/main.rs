@@ -20,10 +20,14 @@ use alluvium_source_postgres::connect::{self as pg, ConnectOptions};
 use alluvium_testkit::PgCluster;
 use tokio_postgres::Client;
 
-/// One cluster for all tests; each has a database of its own.
+/// One cluster for all tests, of the version tests are run on first; each test has a database of
+/// its own.
 fn cluster() -> &'static PgCluster {
     static CLUSTER: OnceLock<PgCluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| PgCluster::start(None, &[]).unwrap())
+    CLUSTER.get_or_init(|| {
+        let versions = PgCluster::versions_to_test().unwrap();
+        PgCluster::start(versions.first().copied(), &[]).unwrap()
+    })
 }
 
 /// A database with everything in the way that settings can put there.
@@ -72,4 +76,10 @@ async fn tables(client: &Client) -> Vec<SourceTable> {
 
 fn table<'a>(tables: &'a [SourceTable], name: &str) -> &'a SourceTable {
     tables.iter().find(|table| table.id().name == name).unwrap()
+}
+
+/// Runs statements that name their tables without a schema; sessions of ours find none so.
+async fn in_public(client: &Client, sql: &str) {
+    let sql = format!("SET search_path = public; {sql}; SET search_path = ''");
+    client.batch_execute(&sql).await.unwrap();
 }

@@ -268,6 +268,12 @@ async fn what_is_missing_is_told_apart() {
         .batch_execute("INSERT INTO public.t VALUES (1)")
         .await
         .unwrap();
+    if cluster().version() >= 18 {
+        // From then on the server only warns.
+        stream.close().await.unwrap();
+        drop_when_free(&client, "rep_missing").await;
+        return;
+    }
     let error = timeout(PATIENCE, async {
         loop {
             match stream.next_frame() {
@@ -282,7 +288,6 @@ async fn what_is_missing_is_told_apart() {
         }
     });
     let error = error.await.unwrap();
-    // From 18 on the server only warns.
     assert!(error.is(&code::PG_PUBLICATION), "{error:?}");
     drop_when_free(&client, "rep_missing").await;
 }
@@ -308,6 +313,5 @@ async fn a_terminated_walsender_is_a_lost_connection() {
     };
     let error = timeout(PATIENCE, lost).await.unwrap();
     assert!(error.is(&code::PG_CONNECTION_LOST), "{error:?}");
-    assert!(cluster().version() >= 13);
     drop_when_free(&client, "rep_killed").await;
 }

@@ -60,6 +60,13 @@ pub async fn doctor(config: &Path, output: Output) -> Result<ExitCode> {
     let options = ConnectOptions::parse(&source.url, source.password_file.as_deref())?;
     let report = Report(checks::check_all(&project, &options).await);
     print::rows(&report, output)?;
-    let failed = report.0.iter().any(|check| check.status == CheckStatus::Fail);
-    Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    let failed = report
+        .0
+        .iter()
+        .any(|check| check.status == CheckStatus::Fail);
+    Ok(if failed {
+        ExitCode::from(1)
+    } else {
+        ExitCode::SUCCESS
+    })
 }

@@ -40,14 +40,20 @@ impl fmt::Display for Report {
 
 /// Lists all codes, or prints one's page.
 pub fn errors(args: &Errors, output: Output) -> Result<ExitCode> {
-    let row = |code: &&'static code::Code| Row { code: code.id, title: code.title, hint: code.hint };
+    let row = |code: &&'static code::Code| Row {
+        code: code.id,
+        title: code.title,
+        hint: code.hint,
+    };
     let Some(wanted) = &args.code else {
         print::rows(&Report(code::ALL.iter().map(row).collect()), output)?;
         return Ok(ExitCode::SUCCESS);
     };
     let Some(code) = code::find(wanted) else {
-        return Err(Error::new(&code::USAGE, format!("there is no error code \"{wanted}\""))
-            .with_hint("list all with: alluvium errors"));
+        return Err(
+            Error::new(&code::USAGE, format!("there is no error code \"{wanted}\""))
+                .with_hint("list all with: alluvium errors"),
+        );
     };
     match PAGES.iter().find(|(id, _)| *id == code.id) {
         Some((_, page)) if output == Output::Table => print::write(page)?,
@@ -63,7 +69,11 @@ mod tests {
     #[test]
     fn every_code_has_its_page() {
         for code in code::ALL {
-            assert!(PAGES.iter().any(|(id, _)| *id == code.id), "no docs/errors/{}.md", code.id);
+            assert!(
+                PAGES.iter().any(|(id, _)| *id == code.id),
+                "no docs/errors/{}.md",
+                code.id
+            );
         }
     }
 }

@@ -13,12 +13,18 @@ use crate::print;
 pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
     let project = project::load(config)?;
     let state_dir = project.state_dir();
-    let known = status::load(&state_dir).map(|status| status.tables).unwrap_or_default();
+    let known = status::load(&state_dir)
+        .map(|status| status.tables)
+        .unwrap_or_default();
     let wanted: Vec<String> = if resync.all {
         known.keys().cloned().collect()
     } else {
         let qualified = |name: &String| {
-            if name.contains('.') { name.clone() } else { format!("public.{name}") }
+            if name.contains('.') {
+                name.clone()
+            } else {
+                format!("public.{name}")
+            }
         };
         resync.tables.iter().map(qualified).collect()
     };
@@ -29,12 +35,16 @@ pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
     for name in &wanted {
         if !known.is_empty() && !known.contains_key(name) {
             let names: Vec<&str> = known.keys().map(String::as_str).collect();
-            return Err(Error::new(&code::USAGE, format!("no table \"{name}\" is followed"))
-                .with_hint(format!("followed are: {}", names.join(", "))));
+            return Err(
+                Error::new(&code::USAGE, format!("no table \"{name}\" is followed"))
+                    .with_hint(format!("followed are: {}", names.join(", "))),
+            );
         }
     }
     for name in &wanted {
-        let Some((schema, table)) = name.split_once('.') else { continue };
+        let Some((schema, table)) = name.split_once('.') else {
+            continue;
+        };
         requests::ask_resync(&state_dir, &TableId::new(schema, table))?;
     }
     let when = if LakeLock::holder(&project.lake_path).is_some() {
@@ -42,6 +52,9 @@ pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
     } else {
         "they are copied by the next: alluvium run"
     };
-    print::write(&format!("{} to be copied afresh: {when}\n", wanted.join(", ")))?;
+    print::write(&format!(
+        "{} to be copied afresh: {when}\n",
+        wanted.join(", ")
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

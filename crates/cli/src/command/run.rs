@@ -28,9 +28,17 @@ impl print::Rows for Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [report] = &self.0;
-        writeln!(f, "{} tables, durable up to {}", report.tables, report.position)?;
+        writeln!(
+            f,
+            "{} tables, durable up to {}",
+            report.tables, report.position
+        )?;
         if !report.stopped.is_empty() {
-            writeln!(f, "stopped by errors: {} (see: alluvium status)", report.stopped.join(", "))?;
+            writeln!(
+                f,
+                "stopped by errors: {} (see: alluvium status)",
+                report.stopped.join(", ")
+            )?;
         }
         Ok(())
     }
@@ -42,13 +50,19 @@ pub async fn run(config: &Path, args: &Run, output: Output) -> Result<ExitCode> 
     let shutdown = shutdown_on_signal()?;
     let board = StatusBoard::default();
     let follower = tokio::spawn(progress::follow(board.clone()));
-    let options = RunOptions { until_caught_up: args.until_caught_up };
+    let options = RunOptions {
+        until_caught_up: args.until_caught_up,
+    };
     let outcome = Box::pin(run_pipeline(project, options, board, shutdown)).await;
     follower.abort();
     let report = outcome?;
     let stopped = !report.stopped.is_empty();
     print::rows(&Report([report]), output)?;
-    Ok(if stopped { ExitCode::from(STOPPED_TABLES) } else { ExitCode::SUCCESS })
+    Ok(if stopped {
+        ExitCode::from(STOPPED_TABLES)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Turns true at SIGINT or SIGTERM; a second signal ends the process at once.
@@ -56,8 +70,10 @@ pub fn shutdown_on_signal() -> Result<watch::Receiver<bool>> {
     let listen = |kind| {
         signal(kind).map_err(|error| Error::bug("cannot listen to signals").with_source(error))
     };
-    let (mut interrupt, mut terminate) =
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::terminate())?,
+    );
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         tokio::select! {

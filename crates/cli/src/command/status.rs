@@ -52,7 +52,9 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f, "durable up to {}\n", pipeline.acknowledged_lsn)?;
-        let mut grid = Grid::new(&["table", "phase", "rows", "version", "position", "changes", "lag ms", "identity"]);
+        let mut grid = Grid::new(&[
+            "table", "phase", "rows", "version", "position", "changes", "lag ms", "identity",
+        ]);
         for Row { table, status } in &self.rows {
             grid.push(vec![
                 table.clone(),
@@ -61,12 +63,17 @@ impl fmt::Display for Report {
                 status.silver_version.to_string(),
                 status.silver_position.to_string(),
                 print::count(status.changes),
-                status.commit_lag_ms.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+                status
+                    .commit_lag_ms
+                    .map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
                 status.identity.clone(),
             ]);
         }
         write!(f, "{grid}")?;
-        let own = self.rows.iter().map(|row| (row.table.as_str(), row.status.error.as_ref()));
+        let own = self
+            .rows
+            .iter()
+            .map(|row| (row.table.as_str(), row.status.error.as_ref()));
         let whole = std::iter::once(("pipeline", pipeline.error.as_ref()));
         for (what, error) in whole.chain(own) {
             if let Some(error) = error {
@@ -78,7 +85,11 @@ impl fmt::Display for Report {
             }
         }
         for row in self.rows.iter().filter(|row| row.status.conflicts > 0) {
-            writeln!(f, "\n{}: {} conflicts repaired", row.table, row.status.conflicts)?;
+            writeln!(
+                f,
+                "\n{}: {} conflicts repaired",
+                row.table, row.status.conflicts
+            )?;
         }
         Ok(())
     }
@@ -98,11 +109,26 @@ fn phase(phase: Phase) -> &'static str {
 pub fn status(config: &Path, output: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     let pipeline = status::load(&project.state_dir());
-    let tables = pipeline.as_ref().map(|pipeline| pipeline.tables.clone()).unwrap_or_default();
-    let rows = tables.into_iter().map(|(table, status)| Row { table, status });
-    let report =
-        Report { running: LakeLock::holder(&project.lake_path), rows: rows.collect(), pipeline };
+    let tables = pipeline
+        .as_ref()
+        .map(|pipeline| pipeline.tables.clone())
+        .unwrap_or_default();
+    let rows = tables
+        .into_iter()
+        .map(|(table, status)| Row { table, status });
+    let report = Report {
+        running: LakeLock::holder(&project.lake_path),
+        rows: rows.collect(),
+        pipeline,
+    };
     print::rows(&report, output)?;
-    let stopped = report.rows.iter().any(|row| row.status.phase == Phase::Stopped);
-    Ok(if stopped { ExitCode::from(STOPPED_TABLES) } else { ExitCode::SUCCESS })
+    let stopped = report
+        .rows
+        .iter()
+        .any(|row| row.status.phase == Phase::Stopped);
+    Ok(if stopped {
+        ExitCode::from(STOPPED_TABLES)
+    } else {
+        ExitCode::SUCCESS
+    })
 }

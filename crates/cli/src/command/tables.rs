@@ -26,8 +26,9 @@ impl fmt::Display for Report {
         if self.0.is_empty() {
             return writeln!(f, "the lake has no tables yet: alluvium run");
         }
-        let mut grid =
-            Grid::new(&["table", "source", "rows", "deleted", "files", "size", "version", "position"]);
+        let mut grid = Grid::new(&[
+            "table", "source", "rows", "deleted", "files", "size", "version", "position",
+        ]);
         for table in &self.0 {
             grid.push(vec![
                 format!("{}.{}", table.layer, table.name),
@@ -37,7 +38,9 @@ impl fmt::Display for Report {
                 print::count(table.files),
                 print::bytes(table.size_bytes),
                 table.version.to_string(),
-                table.position_lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string()),
+                table
+                    .position_lsn
+                    .map_or_else(|| "-".to_owned(), |lsn| lsn.to_string()),
             ]);
         }
         write!(f, "{grid}")

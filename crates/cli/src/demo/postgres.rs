@@ -36,10 +36,29 @@ impl PrivatePostgres {
             .and_then(|listener| listener.local_addr())
             .map_err(io)?
             .port();
-        let server = Self { programs, dir: dir.to_owned(), port, run_as };
+        let server = Self {
+            programs,
+            dir: dir.to_owned(),
+            port,
+            run_as,
+        };
         let data = server.data();
         server
-            .call("initdb", &["-D", &data, "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-A", "trust"])
+            .call(
+                "initdb",
+                &[
+                    "-D",
+                    &data,
+                    "-U",
+                    "postgres",
+                    "-E",
+                    "UTF8",
+                    "--locale=C.UTF-8",
+                    "--no-sync",
+                    "-A",
+                    "trust",
+                ],
+            )
             .await?;
         let socket_dir = dir.display();
         let settings = format!(
@@ -47,7 +66,12 @@ impl PrivatePostgres {
              -c wal_level=logical -c max_wal_senders=10 -c max_replication_slots=10"
         );
         let log = dir.join("server.log").display().to_string();
-        server.call("pg_ctl", &["start", "-w", "-D", &data, "-l", &log, "-o", &settings]).await?;
+        server
+            .call(
+                "pg_ctl",
+                &["start", "-w", "-D", &data, "-l", &log, "-o", &settings],
+            )
+            .await?;
         Ok(server)
     }
 
@@ -62,14 +86,20 @@ impl PrivatePostgres {
     /// Stops the server; its directory can be removed then.
     pub async fn stop(&self) {
         let data = self.data();
-        if let Err(error) = self.call("pg_ctl", &["stop", "-D", &data, "-m", "immediate"]).await {
+        if let Err(error) = self
+            .call("pg_ctl", &["stop", "-D", &data, "-m", "immediate"])
+            .await
+        {
             tracing::warn!(error = %error, "cannot stop the demo's PostgreSQL");
         }
     }
 
     async fn call(&self, program: &str, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(self.programs.join(program));
-        command.args(arguments).current_dir(&self.dir).env("LC_ALL", "C.UTF-8");
+        command
+            .args(arguments)
+            .current_dir(&self.dir)
+            .env("LC_ALL", "C.UTF-8");
         command.stdin(std::process::Stdio::null());
         // A server must not hold our pipes open, or waiting for its starter never ends.
         let out = self.dir.join(format!("{program}.out"));
@@ -81,11 +111,17 @@ impl PrivatePostgres {
             command.uid(uid).gid(gid);
         }
         let failed = |detail: String| {
-            Error::new(&code::USAGE, format!("{program} of the demo's PostgreSQL failed"))
-                .with_detail(detail)
-                .with_hint("see that PostgreSQL 13 or later is installed: apt-get install postgresql")
+            Error::new(
+                &code::USAGE,
+                format!("{program} of the demo's PostgreSQL failed"),
+            )
+            .with_detail(detail)
+            .with_hint("see that PostgreSQL 13 or later is installed: apt-get install postgresql")
         };
-        let status = command.status().await.map_err(|error| failed(error.to_string()))?;
+        let status = command
+            .status()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         if status.success() {
             return Ok(());
         }
@@ -96,7 +132,11 @@ impl PrivatePostgres {
 /// The newest installed server's programs.
 fn find_programs() -> Result<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
-    for root in ["/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt"] {
+    for root in [
+        "/usr/lib/postgresql",
+        "/usr/local/lib/postgresql",
+        "/opt/homebrew/opt",
+    ] {
         for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let version = name.trim_start_matches("postgresql@").parse().unwrap_or(0);
@@ -108,8 +148,11 @@ fn find_programs() -> Result<PathBuf> {
     found.retain(|(_, dir)| dir.join("initdb").is_file() && dir.join("pg_ctl").is_file());
     found.sort();
     found.pop().map(|(_, dir)| dir).ok_or_else(|| {
-        Error::new(&code::USAGE, "the demo needs a PostgreSQL server, and none is installed")
-            .with_hint("apt-get install postgresql, or run: make demo")
+        Error::new(
+            &code::USAGE,
+            "the demo needs a PostgreSQL server, and none is installed",
+        )
+        .with_hint("apt-get install postgresql, or run: make demo")
     })
 }
 

@@ -5,8 +5,15 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
 use crate::owned::free_name;
 
-const OWN: [&str; 7] =
-    ["_op", "_commit_lsn", "_event_serial", "_xid", "_commit_time", "_before", "_unchanged"];
+const OWN: [&str; 7] = [
+    "_op",
+    "_commit_lsn",
+    "_event_serial",
+    "_xid",
+    "_commit_time",
+    "_before",
+    "_unchanged",
+];
 /// Of [`OWN`], those before the source's columns.
 const LEADING: usize = 5;
 
@@ -36,7 +43,11 @@ impl Columns {
         let leading = |at: usize| -> Result<String> {
             let field = schema.fields().get(at).ok_or_else(foreign)?;
             let base = OWN.get(at).ok_or_else(foreign)?;
-            if is_own(field.name(), base) { Ok(field.name().clone()) } else { Err(foreign()) }
+            if is_own(field.name(), base) {
+                Ok(field.name().clone())
+            } else {
+                Err(foreign())
+            }
         };
         // Each follows the same rule of naming, so of several that fit it is the longest: the
         // shorter ones are the source's.
@@ -88,7 +99,8 @@ impl Columns {
 }
 
 fn is_own(name: &str, base: &str) -> bool {
-    name.strip_suffix(base).is_some_and(|rest| rest.chars().all(|c| c == '_'))
+    name.strip_suffix(base)
+        .is_some_and(|rest| rest.chars().all(|c| c == '_'))
 }
 
 /// Whether a column could be taken for one of ours.
@@ -99,15 +111,26 @@ pub(super) fn is_reserved(name: &str) -> bool {
 /// The columns of a new bronze table.
 pub(super) fn table_columns(schema: &TableSchema) -> Schema {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-    let leading =
-        [DataType::Utf8, DataType::Int64, DataType::Int64, DataType::Int64, time];
+    let leading = [
+        DataType::Utf8,
+        DataType::Int64,
+        DataType::Int64,
+        DataType::Int64,
+        time,
+    ];
     let name = |base: &str| free_name(base, &schema.columns);
     let mut fields: Vec<Field> = OWN
         .iter()
         .zip(leading)
         .map(|(base, data_type)| Field::new(name(base), data_type, true))
         .collect();
-    fields.extend(schema.arrow().fields().iter().map(|field| field.as_ref().clone()));
+    fields.extend(
+        schema
+            .arrow()
+            .fields()
+            .iter()
+            .map(|field| field.as_ref().clone()),
+    );
     fields.push(before_field(&name("_before"), schema));
     fields.push(Field::new(name("_unchanged"), unchanged_type(), true));
     Schema::new(fields)
@@ -119,7 +142,10 @@ pub(super) fn before_field(name: &str, schema: &TableSchema) -> Field {
 }
 
 fn before_fields(columns: &[Column]) -> Fields {
-    columns.iter().map(|c| Field::new(&c.name, c.data_type.clone(), true)).collect()
+    columns
+        .iter()
+        .map(|c| Field::new(&c.name, c.data_type.clone(), true))
+        .collect()
 }
 
 pub(super) fn unchanged_type() -> DataType {

@@ -38,7 +38,9 @@ impl Rows {
                 order.push(None);
                 continue;
             }
-            let pair = u64::try_from(lsns.value(row)).ok().zip(u64::try_from(serials.value(row)).ok());
+            let pair = u64::try_from(lsns.value(row))
+                .ok()
+                .zip(u64::try_from(serials.value(row)).ok());
             let Some(pair) = pair.filter(|_| lsns.is_valid(row) && serials.is_valid(row)) else {
                 return Err(corrupt(path, "a change has no place in the stream"));
             };
@@ -97,7 +99,9 @@ pub(super) fn changes(
         ops,
         commit_lsn: lsns.map(|lsn| Lsn(unsigned(*lsn))).collect(),
         event_serial: serials.map(|serial| unsigned(*serial)).collect(),
-        xid: xids.map(|xid| u32::try_from(*xid).unwrap_or_default()).collect(),
+        xid: xids
+            .map(|xid| u32::try_from(*xid).unwrap_or_default())
+            .collect(),
         commit_time_micros: times.values().to_vec(),
         rows: RecordBatch::try_new(Arc::clone(table.arrow()), rows).map_err(bug)?,
     })
@@ -131,9 +135,10 @@ fn old_images(
         .fields()
         .iter()
         .map(|field| match before.column_by_name(field.name()) {
-            Some(values) => {
-                relabel(&take(values, &picked, None).map_err(bug)?, field.data_type())
-            }
+            Some(values) => relabel(
+                &take(values, &picked, None).map_err(bug)?,
+                field.data_type(),
+            ),
             None => Ok(new_null_array(field.data_type(), picked.len())),
         })
         .collect::<Result<Vec<ArrayRef>>>()?;
@@ -158,9 +163,13 @@ fn unchanged(
         let names = lists.value(row);
         for name in names.as_string::<i32>().iter().flatten() {
             let column = table.columns.iter().position(|column| column.name == name);
-            let column = column.and_then(|column| u32::try_from(column).ok()).ok_or_else(|| {
-                Error::bug(format!("bronze names an unchanged column \"{name}\" it does not have"))
-            })?;
+            let column = column
+                .and_then(|column| u32::try_from(column).ok())
+                .ok_or_else(|| {
+                    Error::bug(format!(
+                        "bronze names an unchanged column \"{name}\" it does not have"
+                    ))
+                })?;
             let row = u32::try_from(row).map_err(|_| Error::bug("a batch of 2^32 rows"))?;
             unchanged.push(Unchanged { row, column });
         }

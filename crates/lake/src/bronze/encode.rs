@@ -28,13 +28,22 @@ pub(super) fn changes(
 ) -> Result<RecordBatch> {
     let ops = batch.ops.iter().map(|op| op.letter());
     let lsns = batch.commit_lsn.iter().map(|lsn| lsn.as_txn_version());
-    let serials = batch.event_serial.iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX));
+    let serials = batch
+        .event_serial
+        .iter()
+        .map(|n| i64::try_from(*n).unwrap_or(i64::MAX));
     let xids = batch.xid.iter().map(|xid| i64::from(*xid));
     let times = TimestampMicrosecondArray::from(batch.commit_time_micros.clone());
     let mut values: HashMap<&str, ArrayRef> = source_values(&batch.rows, schema)?;
     values.insert(&columns.op, Arc::new(StringArray::from_iter_values(ops)));
-    values.insert(&columns.commit_lsn, Arc::new(Int64Array::from_iter_values(lsns)));
-    values.insert(&columns.event_serial, Arc::new(Int64Array::from_iter_values(serials)));
+    values.insert(
+        &columns.commit_lsn,
+        Arc::new(Int64Array::from_iter_values(lsns)),
+    );
+    values.insert(
+        &columns.event_serial,
+        Arc::new(Int64Array::from_iter_values(serials)),
+    );
     values.insert(&columns.xid, Arc::new(Int64Array::from_iter_values(xids)));
     values.insert(&columns.commit_time, Arc::new(times.with_timezone("UTC")));
     if let Some(before) = before(batch, columns)? {
@@ -55,7 +64,14 @@ pub(super) fn copied(
     at_micros: i64,
 ) -> Result<RecordBatch> {
     let mut values = source_values(rows, schema)?;
-    mark(&mut values, columns, Op::Read, snapshot, at_micros, rows.num_rows());
+    mark(
+        &mut values,
+        columns,
+        Op::Read,
+        snapshot,
+        at_micros,
+        rows.num_rows(),
+    );
     in_table_order(&values, columns, rows.num_rows())
 }
 
@@ -90,15 +106,25 @@ fn source_values<'a>(
 ) -> Result<HashMap<&'a str, ArrayRef>> {
     let expected = schema.columns.len();
     let same = rows.num_columns() == expected
-        && rows.schema().fields().iter().zip(&schema.columns).all(|(f, c)| *f.name() == c.name);
+        && rows
+            .schema()
+            .fields()
+            .iter()
+            .zip(&schema.columns)
+            .all(|(f, c)| *f.name() == c.name);
     if !same {
         return Err(Error::new(
             &alluvium_change::code::SCHEMA_CHANGED,
-            format!("rows of table \"{}\" have other columns than its bronze table", schema.id),
+            format!(
+                "rows of table \"{}\" have other columns than its bronze table",
+                schema.id
+            ),
         ));
     }
     let columns = schema.columns.iter().zip(rows.columns());
-    Ok(columns.map(|(column, values)| (column.name.as_str(), Arc::clone(values))).collect())
+    Ok(columns
+        .map(|(column, values)| (column.name.as_str(), Arc::clone(values)))
+        .collect())
 }
 
 /// The old images; None when no row has one.
@@ -115,13 +141,19 @@ fn before(batch: &ChangeBatch, columns: &Columns) -> Result<Option<ArrayRef>> {
     if places.iter().all(Option::is_none) {
         return Ok(None);
     }
-    let field = columns.schema.field_with_name(&columns.before).map_err(bug)?;
+    let field = columns
+        .schema
+        .field_with_name(&columns.before)
+        .map_err(bug)?;
     let DataType::Struct(fields) = field.data_type() else {
         return Err(Error::bug("bronze's old image is no struct"));
     };
     let nulls = NullBuffer::from_iter(places.iter().map(Option::is_some));
-    let picked: Vec<(usize, usize)> =
-        places.iter().enumerate().map(|(row, place)| place.unwrap_or((0, row))).collect();
+    let picked: Vec<(usize, usize)> = places
+        .iter()
+        .enumerate()
+        .map(|(row, place)| place.unwrap_or((0, row)))
+        .collect();
     let images = fields
         .iter()
         .map(|field| image_column(batch, field, &picked, &nulls))
@@ -143,7 +175,10 @@ fn image_column(
     let old = match &batch.old {
         Some(old) => {
             let old = old.rows.column_by_name(field.name());
-            relabel(old.ok_or_else(|| Error::bug("old and new images differ"))?, field.data_type())?
+            relabel(
+                old.ok_or_else(|| Error::bug("old and new images differ"))?,
+                field.data_type(),
+            )?
         }
         None => Arc::clone(&new),
     };

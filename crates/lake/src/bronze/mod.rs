@@ -71,7 +71,11 @@ impl Bronze {
         let columns = Columns::of_table(table.schema()?)?;
         let HeldSchema { schema, usable } = held_schema(&columns.source_fields(), schema);
         let (files, position) = if existed {
-            let version = table.txns()?.get(&owner.app_id()).copied().unwrap_or_default();
+            let version = table
+                .txns()?
+                .get(&owner.app_id())
+                .copied()
+                .unwrap_or_default();
             (table.files()?, Lsn::from_txn_version(version))
         } else {
             (Vec::new(), Lsn::ZERO)
@@ -132,14 +136,18 @@ impl Bronze {
     /// After an error the table must be opened again; nothing was committed.
     pub fn stage(&mut self, batch: &ChangeBatch) -> Result<()> {
         self.check_usable()?;
-        let start = batch.commit_lsn.partition_point(|lsn| *lsn <= self.position);
+        let start = batch
+            .commit_lsn
+            .partition_point(|lsn| *lsn <= self.position);
         if start == batch.num_rows() {
             return Ok(());
         }
         self.guarded(|bronze| {
             let rows = encode::changes(batch, &bronze.schema, &bronze.columns)?;
             let rows = rows.slice(start, rows.num_rows() - start);
-            bronze.changes.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            bronze
+                .changes
+                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
         })
     }
 
@@ -185,9 +193,16 @@ impl Bronze {
             return Ok(());
         }
         self.guarded(|bronze| {
-            let rows =
-                encode::copied(rows, &bronze.schema, &bronze.columns, snapshot, copied_at_micros)?;
-            bronze.copied.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            let rows = encode::copied(
+                rows,
+                &bronze.schema,
+                &bronze.columns,
+                snapshot,
+                copied_at_micros,
+            )?;
+            bronze
+                .copied
+                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
         })
     }
 
@@ -200,7 +215,9 @@ impl Bronze {
         self.check_usable()?;
         self.guarded(|bronze| {
             let rows = encode::restart(&bronze.columns, snapshot, at_micros)?;
-            bronze.copied.write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            bronze
+                .copied
+                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
         })
     }
 
@@ -271,10 +288,16 @@ impl Bronze {
         if added.is_empty() {
             return Ok(());
         }
-        if let Some(column) = added.iter().find(|column| columns::is_reserved(&column.name)) {
+        if let Some(column) = added
+            .iter()
+            .find(|column| columns::is_reserved(&column.name))
+        {
             return Err(Error::new(
                 &code::SCHEMA_CHANGED,
-                format!("the new column \"{}\" of table \"{}\" has the name of a column of bronze", column.name, schema.id),
+                format!(
+                    "the new column \"{}\" of table \"{}\" has the name of a column of bronze",
+                    column.name, schema.id
+                ),
             ));
         }
         let mut fields: Vec<Field> = Vec::new();
@@ -285,7 +308,11 @@ impl Bronze {
                 field.as_ref().clone()
             });
         }
-        fields.extend(added.iter().map(|c| Field::new(&c.name, c.data_type.clone(), true)));
+        fields.extend(
+            added
+                .iter()
+                .map(|c| Field::new(&c.name, c.data_type.clone(), true)),
+        );
         self.guarded(|bronze| {
             bronze.change_schema(&Schema::new(fields), "ADD COLUMNS", &[])?;
             bronze.schema = Arc::clone(schema);
@@ -314,7 +341,8 @@ impl Bronze {
 
     /// Work for another thread, when enough commits have passed since the last checkpoint.
     pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
-        self.table.take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
+        self.table
+            .take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
     }
 
     /// Lets the table go on from a checkpoint that was written.
@@ -331,7 +359,10 @@ impl Bronze {
         operation: &str,
         removes: &[&LiveFile],
     ) -> Result<()> {
-        let commit = Commit { removes: removes.to_vec(), ..Commit::default() };
+        let commit = Commit {
+            removes: removes.to_vec(),
+            ..Commit::default()
+        };
         self.table.commit_schema(schema, operation, &commit, &[])?;
         self.columns = Columns::of_table(self.table.schema()?)?;
         Ok(())
@@ -339,17 +370,23 @@ impl Bronze {
 
     fn commit_files(&mut self, adds: Vec<NewFile>, txns: Vec<(String, i64)>) -> Result<u64> {
         self.committing = true;
-        let commit = Commit { append_only: true, adds, txns, ..Commit::default() };
+        let commit = Commit {
+            append_only: true,
+            adds,
+            txns,
+            ..Commit::default()
+        };
         let committed = self.table.commit(&commit)?;
         self.committing = false;
-        self.files.extend(commit.adds.into_iter().map(|file| LiveFile {
-            path: file.path,
-            size_bytes: file.size_bytes,
-            modified_ms: file.modified_ms,
-            stats: file.stats,
-            num_rows: file.num_rows,
-            deletion_vector: None,
-        }));
+        self.files
+            .extend(commit.adds.into_iter().map(|file| LiveFile {
+                path: file.path,
+                size_bytes: file.size_bytes,
+                modified_ms: file.modified_ms,
+                stats: file.stats,
+                num_rows: file.num_rows,
+                deletion_vector: None,
+            }));
         Ok(committed.version)
     }
 
@@ -374,7 +411,10 @@ impl Bronze {
         if !self.usable {
             return Err(Error::new(
                 &code::SCHEMA_CHANGED,
-                format!("the columns of table \"{}\" are not those of its bronze table", self.owner.table),
+                format!(
+                    "the columns of table \"{}\" are not those of its bronze table",
+                    self.owner.table
+                ),
             ));
         }
         Ok(())
@@ -399,14 +439,19 @@ impl Staged {
         schema: &SchemaRef,
         settings: &LakeSettings,
     ) -> Result<()> {
-        if self.open.as_ref().is_some_and(|file| file.size_bytes() >= settings.target_file_bytes) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|file| file.size_bytes() >= settings.target_file_bytes)
+        {
             self.close()?;
         }
         let file = match &mut self.open {
             Some(file) => file,
             None => {
                 let name = format!("part-{}.parquet", uuid::Uuid::new_v4());
-                self.open.insert(DataFileWriter::create(dir, name, schema, settings)?)
+                self.open
+                    .insert(DataFileWriter::create(dir, name, schema, settings)?)
             }
         };
         file.write(rows)

@@ -58,9 +58,14 @@ impl ChangeReader {
         for file in files {
             let bounds = parse_bounds(
                 &file.stats,
-                &[(&columns.commit_lsn, &DataType::Int64), (&columns.xid, &DataType::Int64)],
+                &[
+                    (&columns.commit_lsn, &DataType::Int64),
+                    (&columns.xid, &DataType::Int64),
+                ],
             );
-            let [lsn, xid] = bounds.as_slice() else { continue };
+            let [lsn, xid] = bounds.as_slice() else {
+                continue;
+            };
             let value = |bound: &Option<arrow::array::ArrayRef>| {
                 let value = bound.as_ref()?.as_primitive_opt::<Int64Type>()?.value(0);
                 u64::try_from(value).ok()
@@ -70,7 +75,10 @@ impl ChangeReader {
                 continue;
             }
             let lowest_lsn = value(&lsn.min).unwrap_or_default();
-            waiting.push(Waiting { path: dir.join(&file.path), lowest_lsn });
+            waiting.push(Waiting {
+                path: dir.join(&file.path),
+                lowest_lsn,
+            });
         }
         // A stable sort: of files that begin with the same transaction the earlier commit's is
         // first.
@@ -89,15 +97,24 @@ impl ChangeReader {
     /// Opens every file that may hold the next change.
     fn open_due(&mut self) -> Result<()> {
         while let Some(next) = self.waiting.front() {
-            let due = self.next_place().is_none_or(|(lsn, _)| next.lowest_lsn <= lsn);
+            let due = self
+                .next_place()
+                .is_none_or(|(lsn, _)| next.lowest_lsn <= lsn);
             if !due {
                 break;
             }
-            let Some(next) = self.waiting.pop_front() else { break };
+            let Some(next) = self.waiting.pop_front() else {
+                break;
+            };
             let mut reader = open_file(&next.path, &self.columns.schema, FILE_BATCH_ROWS, None)?;
             let Some(batch) = reader.next() else { continue };
             let rows = Rows::new(batch?, &self.columns, &next.path)?;
-            let mut file = OpenFile { path: next.path, reader, rows, at: 0 };
+            let mut file = OpenFile {
+                path: next.path,
+                reader,
+                rows,
+                at: 0,
+            };
             if file.settle(self.after, &self.columns)? {
                 self.open.push(file);
             }
@@ -114,15 +131,27 @@ impl ChangeReader {
         let mut total = 0;
         while total < self.max_rows {
             self.open_due()?;
-            let first = self.open.iter().enumerate().min_by_key(|(_, file)| file.place());
-            let Some(at) = first.map(|(at, _)| at) else { break };
+            let first = self
+                .open
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, file)| file.place());
+            let Some(at) = first.map(|(at, _)| at) else {
+                break;
+            };
             // Up to where another file comes first, open or not.
-            let others = self.open.iter().enumerate().filter(|(other, _)| *other != at);
+            let others = self
+                .open
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != at);
             let limit = others
                 .filter_map(|(_, file)| file.place())
                 .chain(self.waiting.front().map(|next| (next.lowest_lsn, 0)))
                 .min();
-            let Some(file) = self.open.get_mut(at) else { break };
+            let Some(file) = self.open.get_mut(at) else {
+                break;
+            };
             let picked = file.run(self.after, limit, self.max_rows - total);
             total += picked.len();
             if !picked.is_empty() {
@@ -153,7 +182,9 @@ impl OpenFile {
                 }
                 self.at += 1;
             }
-            let Some(batch) = self.reader.next() else { return Ok(false) };
+            let Some(batch) = self.reader.next() else {
+                return Ok(false);
+            };
             self.rows = Rows::new(batch?, columns, &self.path)?;
             self.at = 0;
         }

@@ -50,7 +50,13 @@ fn fixed_bytes(data_type: &DataType) -> Option<usize> {
         DataType::Int32 | DataType::Float32 | DataType::Date32 => 4,
         DataType::Int64 | DataType::Float64 | DataType::Timestamp(TimeUnit::Microsecond, _) => 8,
         // 18 digits fit in 8 bytes.
-        DataType::Decimal128(precision, _) => if *precision <= 18 { 8 } else { 16 },
+        DataType::Decimal128(precision, _) => {
+            if *precision <= 18 {
+                8
+            } else {
+                16
+            }
+        }
         _ => return None,
     })
 }
@@ -59,10 +65,17 @@ fn fixed_bytes(data_type: &DataType) -> Option<usize> {
 enum Column<'a> {
     Boolean(&'a arrow::array::BooleanArray),
     /// Little-endian values of `width` bytes, of which the first `kept` are the value.
-    Fixed { values: &'a [u8], width: usize, kept: usize },
+    Fixed {
+        values: &'a [u8],
+        width: usize,
+        kept: usize,
+    },
     Text(&'a arrow::array::StringArray),
     Bytes(&'a arrow::array::BinaryArray),
-    List { offsets: &'a [i32], values: Box<Encoded<'a>> },
+    List {
+        offsets: &'a [i32],
+        values: Box<Encoded<'a>>,
+    },
     Struct(Vec<Encoded<'a>>),
     Null,
 }
@@ -94,7 +107,11 @@ impl<'a> KeyEncoder<'a> {
 
     fn new(columns: &'a [ArrayRef], width: KeyWidth) -> Result<Self> {
         let columns = columns.iter().map(Encoded::new).collect::<Result<_>>()?;
-        Ok(Self { columns, width, bytes: Vec::new() })
+        Ok(Self {
+            columns,
+            width,
+            bytes: Vec::new(),
+        })
     }
 
     /// Whether a column of the row is NULL.
@@ -145,7 +162,10 @@ impl<'a> Encoded<'a> {
             DataType::List(_) => {
                 let list = array.as_list::<i32>();
                 let values = Box::new(Self::new(list.values())?);
-                Column::List { offsets: list.value_offsets(), values }
+                Column::List {
+                    offsets: list.value_offsets(),
+                    values,
+                }
             }
             DataType::Map(..) => {
                 let map = array.as_map();
@@ -154,17 +174,25 @@ impl<'a> Encoded<'a> {
                     nulls: None,
                     column: Column::Struct(fields.collect::<Result<_>>()?),
                 };
-                Column::List { offsets: map.value_offsets(), values: Box::new(entries) }
+                Column::List {
+                    offsets: map.value_offsets(),
+                    values: Box::new(entries),
+                }
             }
             DataType::Struct(_) => {
                 let fields = array.as_struct().columns().iter().map(Self::new);
                 Column::Struct(fields.collect::<Result<_>>()?)
             }
             other => {
-                return Err(Error::bug(format!("rows with a column of type {other} have no key")));
+                return Err(Error::bug(format!(
+                    "rows with a column of type {other} have no key"
+                )));
             }
         };
-        Ok(Self { nulls: array.nulls().cloned(), column })
+        Ok(Self {
+            nulls: array.nulls().cloned(),
+            column,
+        })
     }
 
     fn is_null(&self, row: usize) -> bool {
@@ -185,7 +213,11 @@ impl<'a> Encoded<'a> {
         match &self.column {
             Column::Null => {}
             Column::Boolean(array) => bytes.push(u8::from(array.value(row))),
-            Column::Fixed { values, width, kept } => {
+            Column::Fixed {
+                values,
+                width,
+                kept,
+            } => {
                 let start = row * width;
                 bytes.extend_from_slice(values.get(start..start + kept).unwrap_or_default());
             }
@@ -214,7 +246,11 @@ fn append_sized(value: &[u8], bytes: &mut Vec<u8>) {
 }
 
 fn fixed<T: ArrowNativeType>(values: &arrow::buffer::ScalarBuffer<T>, kept: usize) -> Column<'_> {
-    Column::Fixed { values: values.inner().as_slice(), width: size_of::<T>(), kept }
+    Column::Fixed {
+        values: values.inner().as_slice(),
+        width: size_of::<T>(),
+        kept,
+    }
 }
 
 #[cfg(test)]
@@ -242,20 +278,26 @@ mod tests {
         assert_eq!(width(&[DataType::Int64, DataType::Boolean]), KeyWidth::Wide);
         assert_eq!(width(&[DataType::Decimal128(38, 2)]), KeyWidth::Wide);
         assert_eq!(width(&[DataType::Utf8]), KeyWidth::Hashed);
-        assert_eq!(width(&[DataType::Decimal128(38, 2), DataType::Int8]), KeyWidth::Hashed);
+        assert_eq!(
+            width(&[DataType::Decimal128(38, 2), DataType::Int8]),
+            KeyWidth::Hashed
+        );
 
         let one: ArrayRef = Arc::new(Int32Array::from(vec![1, -1]));
         let two: ArrayRef = Arc::new(Int32Array::from(vec![2, 0]));
         assert_eq!(keys(&[one, two]), vec![0x2_0000_0001, 0xFFFF_FFFF]);
         let decimals: ArrayRef = Arc::new(
-            Decimal128Array::from(vec![-1, 5]).with_precision_and_scale(18, 0).unwrap(),
+            Decimal128Array::from(vec![-1, 5])
+                .with_precision_and_scale(18, 0)
+                .unwrap(),
         );
         assert_eq!(keys(&[decimals]), vec![u128::from(u64::MAX), 5]);
     }
 
     #[test]
     fn neighbours_do_not_run_together() {
-        let column = |values: [&str; 2]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
+        let column =
+            |values: [&str; 2]| -> ArrayRef { Arc::new(StringArray::from(values.to_vec())) };
         let keys = keys(&[column(["ab", "a"]), column(["c", "bc"])]);
         assert_ne!(keys[0], keys[1]);
     }

@@ -85,8 +85,11 @@ impl RowIndex {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        let lists: usize =
-            self.more.values().map(|places| places.capacity() * size_of::<Location>()).sum();
+        let lists: usize = self
+            .more
+            .values()
+            .map(|places| places.capacity() * size_of::<Location>())
+            .sum();
         self.first.allocation_size() + self.more.allocation_size() + lists
     }
 }

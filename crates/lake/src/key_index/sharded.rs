@@ -59,7 +59,10 @@ pub(crate) struct Shards<K> {
 
 impl<K: StoredKey> Shards<K> {
     fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| HashTable::new()).collect(), len: 0 }
+        Self {
+            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
+            len: 0,
+        }
     }
 
     /// The table uses the hash's lowest and highest bits, the choice of shard those between.
@@ -71,14 +74,20 @@ impl<K: StoredKey> Shards<K> {
         let key = K::of(key);
         let hash = key.hash();
         let shard = self.shards.get(Self::shard_of(hash))?;
-        shard.find(hash, |(stored, _)| *stored == key).map(|(_, at)| Location::unpack(*at))
+        shard
+            .find(hash, |(stored, _)| *stored == key)
+            .map(|(_, at)| Location::unpack(*at))
     }
 
     fn insert(&mut self, key: Key, location: Location) -> Option<Location> {
         let key = K::of(key);
         let hash = key.hash();
         let shard = self.shards.get_mut(Self::shard_of(hash))?;
-        let entry = shard.entry(hash, |(stored, _)| *stored == key, |(stored, _)| stored.hash());
+        let entry = shard.entry(
+            hash,
+            |(stored, _)| *stored == key,
+            |(stored, _)| stored.hash(),
+        );
         match entry {
             hashbrown::hash_table::Entry::Occupied(mut occupied) => {
                 let before = std::mem::replace(&mut occupied.get_mut().1, location.pack());
@@ -186,7 +195,11 @@ mod tests {
 
     /// Few keys, so that steps meet; some beyond 64 bits.
     fn key() -> impl Strategy<Value = u128> {
-        prop_oneof![0_u128..40, (0_u128..40).prop_map(|k| k << 64), any::<u128>()]
+        prop_oneof![
+            0_u128..40,
+            (0_u128..40).prop_map(|k| k << 64),
+            any::<u128>()
+        ]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -237,12 +250,19 @@ mod tests {
         let mut narrow = ShardedIndex::new(KeyWidth::Narrow);
         let mut wide = ShardedIndex::new(KeyWidth::Hashed);
         for key in 0..200_000_u32 {
-            let at = Location { segment: 1, row: key };
+            let at = Location {
+                segment: 1,
+                row: key,
+            };
             narrow.insert(u128::from(key), at);
             wide.insert(u128::from(key) << 64, at);
         }
         let per_key = |index: &ShardedIndex| index.memory_bytes() / index.len();
-        assert!((17..=40).contains(&per_key(&narrow)), "{}", per_key(&narrow));
+        assert!(
+            (17..=40).contains(&per_key(&narrow)),
+            "{}",
+            per_key(&narrow)
+        );
         assert!((25..=58).contains(&per_key(&wide)), "{}", per_key(&wide));
     }
 }

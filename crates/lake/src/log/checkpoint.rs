@@ -1,13 +1,15 @@
 //! Delta checkpoints: written off the hot path, adopted by the table's owner afterwards.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use alluvium_change::{Result, failpoint};
 use delta_kernel::snapshot::{Snapshot, SnapshotRef};
 
 use super::engine::{Engine, kernel_error};
 use super::table::DeltaTable;
+
+static WRITING: Mutex<()> = Mutex::new(());
 
 /// Writes a Delta checkpoint of one version; runs on any thread beside the table's owner.
 pub struct CheckpointJob {
@@ -29,6 +31,9 @@ impl CheckpointJob {
     /// # Errors
     /// When it cannot be written: nothing is lost, the log only stays longer.
     pub fn run(self) -> Result<CheckpointDone> {
+        // Writing one blocks threads of the engine that it needs itself: several at once could
+        // wait for each other for ever. It also bounds the memory they take.
+        let _one_at_a_time = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |e| kernel_error("write a checkpoint of", &self.dir, e);
         failpoint::hit("checkpoint.before_write");
         let version = self.snapshot.version();

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alluvium_change::{Error, Result, failpoint};
-use arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, StructArray,
-};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use arrow::error::ArrowError;
 use delta_kernel::engine::arrow_data::ArrowEngineData;
@@ -95,13 +93,13 @@ impl DeltaTable {
             };
             committer.added.insert(add.path.clone(), decoration);
         }
-        let mut builder =
-            Arc::clone(&self.snapshot).update_table(operation, ENGINE_INFO, true);
+        let mut builder = Arc::clone(&self.snapshot).update_table(operation, ENGINE_INFO, true);
         for (app_id, version) in &commit.txns {
             builder = builder.with_transaction_id(app_id.clone(), *version);
         }
-        let mut transaction =
-            builder.build(self.engine.as_ref(), Box::new(committer)).map_err(failed)?;
+        let mut transaction = builder
+            .build(self.engine.as_ref(), Box::new(committer))
+            .map_err(failed)?;
         if !commit.adds.is_empty() {
             let adds = add_rows(&commit.adds)?;
             transaction.add_files(Box::new(ArrowEngineData::new(adds)));
@@ -164,7 +162,10 @@ impl DeltaTable {
         let failed = |e| kernel_error("commit to", &self.dir, e);
         let context = Arc::clone(&self.snapshot)
             .update_table(UpdateTableOperation::Merge, ENGINE_INFO, true)
-            .build(self.engine.as_ref(), Box::new(DurableCommitter::new(&self.dir, self.fsync)))
+            .build(
+                self.engine.as_ref(),
+                Box::new(DurableCommitter::new(&self.dir, self.fsync)),
+            )
             .and_then(|transaction| transaction.write_state())
             .and_then(|state| state.write_context_builder().build())
             .map_err(failed)?;
@@ -197,10 +198,14 @@ fn add_rows(adds: &[NewFile]) -> Result<RecordBatch> {
         Field::new("numRecords", DataType::Int64, true),
         Field::new("tightBounds", DataType::Boolean, true),
     ]);
-    let num_rows = adds.iter().map(|add| i64::try_from(add.num_rows).unwrap_or(i64::MAX));
+    let num_rows = adds
+        .iter()
+        .map(|add| i64::try_from(add.num_rows).unwrap_or(i64::MAX));
     let tight: BooleanArray = adds.iter().map(|add| Some(add.deleted.is_none())).collect();
-    let stats_columns: Vec<ArrayRef> =
-        vec![Arc::new(Int64Array::from_iter_values(num_rows)), Arc::new(tight)];
+    let stats_columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(num_rows)),
+        Arc::new(tight),
+    ];
     let stats = StructArray::try_new(stats_fields.clone(), stats_columns, None).map_err(bug)?;
     let schema = Schema::new(vec![
         Field::new("path", DataType::Utf8, false),
@@ -210,10 +215,16 @@ fn add_rows(adds: &[NewFile]) -> Result<RecordBatch> {
         Field::new("stats", DataType::Struct(stats_fields), true),
     ]);
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(adds.iter().map(|add| add.path.as_str()))),
+        Arc::new(StringArray::from_iter_values(
+            adds.iter().map(|add| add.path.as_str()),
+        )),
         empty_maps(&partition_values, adds.len())?,
-        Arc::new(Int64Array::from_iter_values(adds.iter().map(|add| add.size_bytes))),
-        Arc::new(Int64Array::from_iter_values(adds.iter().map(|add| add.modified_ms))),
+        Arc::new(Int64Array::from_iter_values(
+            adds.iter().map(|add| add.size_bytes),
+        )),
+        Arc::new(Int64Array::from_iter_values(
+            adds.iter().map(|add| add.modified_ms),
+        )),
         Arc::new(stats),
     ];
     RecordBatch::try_new(Arc::new(schema), columns).map_err(bug)
@@ -222,7 +233,9 @@ fn add_rows(adds: &[NewFile]) -> Result<RecordBatch> {
 /// Milliseconds since 1970, never going back within the process.
 pub(crate) fn now_ms() -> i64 {
     static LAST: AtomicI64 = AtomicI64::new(0);
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let now = i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX);
     LAST.fetch_max(now, Ordering::Relaxed).max(now)
 }

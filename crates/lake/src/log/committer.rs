@@ -38,7 +38,12 @@ pub(super) struct DurableCommitter {
 
 impl DurableCommitter {
     pub(super) fn new(dir: &Path, fsync: bool) -> Self {
-        Self { dir: dir.to_owned(), fsync, added: HashMap::new(), error: ErrorSlot::default() }
+        Self {
+            dir: dir.to_owned(),
+            fsync,
+            added: HashMap::new(),
+            error: ErrorSlot::default(),
+        }
     }
 
     fn keep(&self, error: Error) -> KernelError {
@@ -51,7 +56,10 @@ impl DurableCommitter {
 
     fn complete(&self, lines: &[u8]) -> Result<Vec<u8>> {
         let mut completed = Vec::with_capacity(lines.len());
-        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        for line in lines
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
             if line.starts_with(b"{\"add\"") && !self.added.is_empty() {
                 self.complete_add(line, &mut completed)?;
             } else if line.starts_with(b"{\"remove\"") {
@@ -74,9 +82,10 @@ impl DurableCommitter {
             .pointer("/add/path")
             .and_then(Value::as_str)
             .and_then(|path| self.added.get(path));
-        if let (Some(decoration), Some(add)) =
-            (decoration, action.get_mut("add").and_then(Value::as_object_mut))
-        {
+        if let (Some(decoration), Some(add)) = (
+            decoration,
+            action.get_mut("add").and_then(Value::as_object_mut),
+        ) {
             add.insert("stats".to_owned(), decoration.stats.clone().into());
             if let Some(deletion_vector) = &decoration.deletion_vector {
                 add.insert("deletionVector".to_owned(), deletion_vector.clone());
@@ -104,7 +113,9 @@ impl Committer for DurableCommitter {
         let written = write_commit(&self.dir, metadata.version(), &lines, self.fsync)
             .map_err(|e| self.keep(e))?;
         match written {
-            Link::Taken => Ok(CommitResponse::Conflict { version: metadata.version() }),
+            Link::Taken => Ok(CommitResponse::Conflict {
+                version: metadata.version(),
+            }),
             Link::Made => {
                 let location = metadata.published_commit_path()?;
                 let size = lines.len() as u64;
@@ -154,7 +165,9 @@ pub(super) fn remove_temporary_files(dir: &Path) -> Result<()> {
         Err(e) => return Err(durable::io_error("read", &log, e)),
     };
     for entry in entries {
-        let path = entry.map_err(|e| durable::io_error("read", &log, e))?.path();
+        let path = entry
+            .map_err(|e| durable::io_error("read", &log, e))?
+            .path();
         if path.to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
             std::fs::remove_file(&path).map_err(|e| durable::io_error("remove", &path, e))?;
         }

@@ -5,7 +5,9 @@ use std::path::Path;
 use alluvium_change::{Error, Result, failpoint};
 use bytes::Bytes;
 use delta_kernel::actions::deletion_vector::DeletionVectorDescriptor;
-use delta_kernel::actions::deletion_vector_writer::{DeletionVector, StreamingDeletionVectorWriter};
+use delta_kernel::actions::deletion_vector_writer::{
+    DeletionVector, StreamingDeletionVectorWriter,
+};
 use delta_kernel::transaction::BoundWriteContext;
 use delta_kernel::{Engine as _, KernelError, KernelResult};
 use roaring::RoaringTreemap;
@@ -41,11 +43,14 @@ impl Descriptor {
             .read(engine.storage_handler(), url)
             .map_err(|e| kernel_error("read a deletion vector of", dir, e))?;
         if u64::try_from(self.0.cardinality) != Ok(rows.len()) {
-            return Err(durable::corrupt(dir, format!(
-                "a deletion vector holds {} rows where the log says {}",
-                rows.len(),
-                self.0.cardinality
-            )));
+            return Err(durable::corrupt(
+                dir,
+                format!(
+                    "a deletion vector holds {} rows where the log says {}",
+                    rows.len(),
+                    self.0.cardinality
+                ),
+            ));
         }
         Ok(rows)
     }
@@ -68,7 +73,9 @@ impl DeletionVector for Rows {
     fn serialize(mut self) -> KernelResult<Bytes> {
         self.0.optimize();
         let mut bytes = Vec::with_capacity(self.0.serialized_size());
-        self.0.serialize_into(&mut bytes).map_err(|e| KernelError::generic(e.to_string()))?;
+        self.0
+            .serialize_into(&mut bytes)
+            .map_err(|e| KernelError::generic(e.to_string()))?;
         Ok(bytes.into())
     }
 }
@@ -87,7 +94,9 @@ pub(super) fn write_deletion_vectors<'a>(
     let mut descriptors = Vec::new();
     let mut writer = StreamingDeletionVectorWriter::new(&mut bytes);
     for rows in deleted {
-        let written = writer.write_deletion_vector(Rows(rows.clone())).map_err(failed)?;
+        let written = writer
+            .write_deletion_vector(Rows(rows.clone()))
+            .map_err(failed)?;
         descriptors.push(Descriptor(written.to_descriptor(&vector_path)));
     }
     writer.finalize().map_err(failed)?;

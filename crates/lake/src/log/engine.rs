@@ -25,8 +25,10 @@ pub(super) fn engine() -> Result<Arc<Engine>> {
         return Ok(Arc::clone(engine));
     }
     // The kernel writes checkpoints only with a multi-threaded executor.
-    let executor = TokioMultiThreadExecutor::new_owned_runtime(Some(2), Some(4))
-        .map_err(|e| Error::new(&code::LAKE_IO, "could not start threads for the lake").with_source(e))?;
+    // Each of its nested waits takes a further thread; idle ones end by themselves.
+    let executor = TokioMultiThreadExecutor::new_owned_runtime(Some(2), Some(64)).map_err(|e| {
+        Error::new(&code::LAKE_IO, "could not start threads for the lake").with_source(e)
+    })?;
     let engine = Arc::new(
         DefaultEngineBuilder::new(Arc::new(DurableStore::new()))
             .with_task_executor(Arc::new(executor))
@@ -69,14 +71,18 @@ pub(super) fn kernel_error(action: &str, dir: &Path, error: KernelError) -> Erro
         _ if text.contains("not found") || text.contains("No such file") => &code::LAKE_CORRUPT,
         _ => &code::LAKE_IO,
     };
-    Error::new(code, format!("could not {action} the lake's table \"{}\"", dir.display()))
-        .with_detail(text)
-        .with_source(error)
+    Error::new(
+        code,
+        format!("could not {action} the lake's table \"{}\"", dir.display()),
+    )
+    .with_detail(text)
+    .with_source(error)
 }
 
 fn io_error_of(action: &str, dir: &Path, error: &std::io::Error) -> Error {
-    let copy = error
-        .raw_os_error()
-        .map_or_else(|| std::io::Error::new(error.kind(), error.to_string()), std::io::Error::from_raw_os_error);
+    let copy = error.raw_os_error().map_or_else(
+        || std::io::Error::new(error.kind(), error.to_string()),
+        std::io::Error::from_raw_os_error,
+    );
     io_error(action, dir, copy)
 }

@@ -29,7 +29,9 @@ impl DeltaTable {
         properties: &[(&str, String)],
     ) -> Result<Committed> {
         if !commit.deletes.is_empty() {
-            return Err(Error::bug("a schema change with deleted rows of files that stay"));
+            return Err(Error::bug(
+                "a schema change with deleted rows of files that stay",
+            ));
         }
         let vectors = self.write_vectors(commit)?;
         let now = now_ms();
@@ -47,7 +49,11 @@ impl DeltaTable {
         }
         actions.extend(commit.removes.iter().map(|file| remove_action(file, now)));
         actions.extend(
-            commit.adds.iter().zip(&vectors.adds).map(|(add, vector)| add_action(add, vector.as_ref())),
+            commit
+                .adds
+                .iter()
+                .zip(&vectors.adds)
+                .map(|(add, vector)| add_action(add, vector.as_ref())),
         );
         let mut lines = Vec::new();
         for action in actions {
@@ -69,7 +75,11 @@ impl DeltaTable {
             return Err(foreign(&self.dir));
         }
         self.commits_since_checkpoint += 1;
-        Ok(Committed { version, deletes: Vec::new(), adds: vectors.adds })
+        Ok(Committed {
+            version,
+            deletes: Vec::new(),
+            adds: vectors.adds,
+        })
     }
 
     fn metadata_action(&self, schema: &Schema, properties: &[(&str, String)]) -> Result<Value> {
@@ -83,7 +93,10 @@ impl DeltaTable {
             .ok_or_else(|| Error::bug("a table's metadata is no object"))?;
         fields.insert("schemaString".to_owned(), schema_text.into());
         fields.retain(|_, value| !value.is_null());
-        if let Some(configuration) = fields.get_mut("configuration").and_then(Value::as_object_mut) {
+        if let Some(configuration) = fields
+            .get_mut("configuration")
+            .and_then(Value::as_object_mut)
+        {
             for (name, value) in properties {
                 configuration.insert((*name).to_owned(), value.clone().into());
             }
@@ -94,7 +107,11 @@ impl DeltaTable {
     /// A new protocol, when the schema needs a feature the table does not have yet.
     fn protocol_action(&self, schema: &Schema) -> Result<Option<Value>> {
         const FEATURE: &str = "timestampNtz";
-        if !schema.fields().iter().any(|field| has_local_timestamp(field.data_type())) {
+        if !schema
+            .fields()
+            .iter()
+            .any(|field| has_local_timestamp(field.data_type()))
+        {
             return Ok(None);
         }
         let current = self.snapshot.table_configuration().protocol();

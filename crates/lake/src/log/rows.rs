@@ -63,21 +63,25 @@ pub(super) fn scan_rows(files: &[&LiveFile]) -> Result<FilteredEngineData> {
         .map(|field| scan_column(field.name(), field.data_type(), files))
         .collect::<Result<Vec<_>>>()?;
     let batch = RecordBatch::try_new(schema, columns).map_err(bug)?;
-    Ok(FilteredEngineData::with_all_rows_selected(Box::new(ArrowEngineData::new(batch))))
+    Ok(FilteredEngineData::with_all_rows_selected(Box::new(
+        ArrowEngineData::new(batch),
+    )))
 }
 
 fn scan_column(name: &str, data_type: &DataType, files: &[&LiveFile]) -> Result<ArrayRef> {
     Ok(match (name, data_type) {
-        ("path", _) => {
-            Arc::new(StringArray::from_iter_values(files.iter().map(|f| f.path.as_str())))
-        }
-        ("size", _) => Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.size_bytes))),
-        ("modificationTime", _) => {
-            Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.modified_ms)))
-        }
-        ("stats", _) => {
-            Arc::new(StringArray::from_iter_values(files.iter().map(|f| f.stats.as_ref())))
-        }
+        ("path", _) => Arc::new(StringArray::from_iter_values(
+            files.iter().map(|f| f.path.as_str()),
+        )),
+        ("size", _) => Arc::new(Int64Array::from_iter_values(
+            files.iter().map(|f| f.size_bytes),
+        )),
+        ("modificationTime", _) => Arc::new(Int64Array::from_iter_values(
+            files.iter().map(|f| f.modified_ms),
+        )),
+        ("stats", _) => Arc::new(StringArray::from_iter_values(
+            files.iter().map(|f| f.stats.as_ref()),
+        )),
         ("deletionVector", DataType::Struct(fields)) => deletion_vectors(fields, files)?,
         ("fileConstantValues", DataType::Struct(fields)) => constants(fields, files.len())?,
         _ => new_null_array(data_type, files.len()),
@@ -94,22 +98,31 @@ fn deletion_vectors(fields: &Fields, files: &[&LiveFile]) -> Result<ArrayRef> {
                 // The struct's fields are not nullable: a file without deleted rows has blanks
                 // under a null.
                 "storageType" => Arc::new(StringArray::from_iter_values(all.iter().map(|d| {
-                    d.as_ref().map(|d| d.storage_type.to_string()).unwrap_or_default()
+                    d.as_ref()
+                        .map(|d| d.storage_type.to_string())
+                        .unwrap_or_default()
                 }))),
                 "pathOrInlineDv" => Arc::new(StringArray::from_iter_values(all.iter().map(|d| {
-                    d.as_ref().map(|d| d.path_or_inline_dv.as_str()).unwrap_or_default()
+                    d.as_ref()
+                        .map(|d| d.path_or_inline_dv.as_str())
+                        .unwrap_or_default()
                 }))),
                 "offset" => Arc::new(
-                    all.iter().map(|d| d.as_ref().and_then(|d| d.offset)).collect::<Int32Array>(),
+                    all.iter()
+                        .map(|d| d.as_ref().and_then(|d| d.offset))
+                        .collect::<Int32Array>(),
                 ),
                 "sizeInBytes" => Arc::new(Int32Array::from_iter_values(
-                    all.iter().map(|d| d.as_ref().map_or(0, |d| d.size_in_bytes)),
+                    all.iter()
+                        .map(|d| d.as_ref().map_or(0, |d| d.size_in_bytes)),
                 )),
                 "cardinality" => Arc::new(Int64Array::from_iter_values(
                     all.iter().map(|d| d.as_ref().map_or(0, |d| d.cardinality)),
                 )),
                 other => {
-                    return Err(Error::bug(format!("unknown field \"{other}\" of a deletion vector")));
+                    return Err(Error::bug(format!(
+                        "unknown field \"{other}\" of a deletion vector"
+                    )));
                 }
             };
             Ok(column)
@@ -139,8 +152,13 @@ pub(super) fn empty_maps(data_type: &DataType, rows: usize) -> Result<ArrayRef> 
     };
     let no_entries = new_empty_array(entries.data_type());
     let offsets = OffsetBuffer::new(vec![0_i32; rows + 1].into());
-    let map =
-        MapArray::try_new(entries.clone(), offsets, no_entries.as_struct().clone(), None, *sorted);
+    let map = MapArray::try_new(
+        entries.clone(),
+        offsets,
+        no_entries.as_struct().clone(),
+        None,
+        *sorted,
+    );
     Ok(Arc::new(map.map_err(bug)?))
 }
 
@@ -151,7 +169,10 @@ pub(super) fn read_files(
     dir: &Path,
 ) -> Result<Vec<LiveFile>> {
     let failed = |e| kernel_error("read the files of", dir, e);
-    let scan = Arc::clone(snapshot).scan_builder().build().map_err(failed)?;
+    let scan = Arc::clone(snapshot)
+        .scan_builder()
+        .build()
+        .map_err(failed)?;
     let mut files = Vec::new();
     for metadata in scan.scan_metadata(engine).map_err(failed)? {
         let (data, selected) = metadata.map_err(failed)?.scan_files.into_parts();
@@ -192,13 +213,19 @@ impl<'a> ScanColumns<'a> {
 
     fn file(&self, row: usize, dir: &Path) -> Result<LiveFile> {
         let path = self.path.value(row).to_owned();
-        let stats: Arc<str> =
-            if self.stats.is_valid(row) { self.stats.value(row).into() } else { "{}".into() };
+        let stats: Arc<str> = if self.stats.is_valid(row) {
+            self.stats.value(row).into()
+        } else {
+            "{}".into()
+        };
         let num_rows = serde_json::from_str::<Value>(&stats)
             .ok()
             .and_then(|stats| stats.get("numRecords")?.as_u64())
             .ok_or_else(|| {
-                corrupt(&dir.join(&path), "the log does not say how many rows the file has")
+                corrupt(
+                    &dir.join(&path),
+                    "the log does not say how many rows the file has",
+                )
             })?;
         Ok(LiveFile {
             size_bytes: self.size.value(row),
@@ -238,13 +265,19 @@ fn unexpected() -> Error {
 }
 
 fn string(column: Option<&ArrayRef>) -> Result<&StringArray> {
-    column.and_then(|c| c.as_string_opt()).ok_or_else(unexpected)
+    column
+        .and_then(|c| c.as_string_opt())
+        .ok_or_else(unexpected)
 }
 
 fn long(column: Option<&ArrayRef>) -> Result<&Int64Array> {
-    column.and_then(|c| c.as_primitive_opt::<Int64Type>()).ok_or_else(unexpected)
+    column
+        .and_then(|c| c.as_primitive_opt::<Int64Type>())
+        .ok_or_else(unexpected)
 }
 
 fn int(column: Option<&ArrayRef>) -> Result<&Int32Array> {
-    column.and_then(|c| c.as_primitive_opt::<Int32Type>()).ok_or_else(unexpected)
+    column
+        .and_then(|c| c.as_primitive_opt::<Int32Type>())
+        .ok_or_else(unexpected)
 }

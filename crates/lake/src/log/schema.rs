@@ -13,7 +13,10 @@ pub(super) fn to_delta(schema: &Schema, dir: &Path) -> Result<StructType> {
     StructType::try_from_arrow(schema).map_err(|e| {
         Error::new(
             &code::SCHEMA_COLUMN,
-            format!("the columns of \"{}\" cannot be represented in Delta", dir.display()),
+            format!(
+                "the columns of \"{}\" cannot be represented in Delta",
+                dir.display()
+            ),
         )
         .with_detail(e.to_string())
     })
@@ -24,7 +27,10 @@ pub(super) fn to_arrow(schema: &StructType, dir: &Path) -> Result<SchemaRef> {
     Schema::try_from_kernel(schema).map(Arc::new).map_err(|e| {
         Error::new(
             &code::LAKE_FOREIGN,
-            format!("the schema of \"{}\" has types alluvium does not write", dir.display()),
+            format!(
+                "the schema of \"{}\" has types alluvium does not write",
+                dir.display()
+            ),
         )
         .with_detail(e.to_string())
     })

@@ -26,7 +26,9 @@ pub(super) struct DurableStore {
 
 impl DurableStore {
     pub(super) fn new() -> Self {
-        Self { files: LocalFileSystem::new() }
+        Self {
+            files: LocalFileSystem::new(),
+        }
     }
 
     fn file_path(&self, location: &Path) -> Result<PathBuf> {
@@ -43,9 +45,13 @@ impl fmt::Display for DurableStore {
 fn sync(path: &std::path::Path) -> Result<()> {
     let sync = || -> std::io::Result<()> {
         std::fs::File::open(path)?.sync_all()?;
-        path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+        path.parent()
+            .map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
     };
-    sync().map_err(|e| object_store::Error::Generic { store: "durable", source: Box::new(e) })
+    sync().map_err(|e| object_store::Error::Generic {
+        store: "durable",
+        source: Box::new(e),
+    })
 }
 
 #[async_trait]
@@ -67,7 +73,10 @@ impl ObjectStore for DurableStore {
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let upload = self.files.put_multipart_opts(location, opts).await?;
-        Ok(Box::new(DurableUpload { upload, path: self.file_path(location)? }))
+        Ok(Box::new(DurableUpload {
+            upload,
+            path: self.file_path(location)?,
+        }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {

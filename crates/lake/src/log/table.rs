@@ -44,9 +44,15 @@ impl DeltaTable {
             Err(e) => return Err(durable::io_error("read", &log, e)),
         };
         for entry in entries {
-            let name = entry.map_err(|e| durable::io_error("read", &log, e))?.file_name();
+            let name = entry
+                .map_err(|e| durable::io_error("read", &log, e))?
+                .file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(|c: char| c.is_ascii_digit()) && name.contains('.') {
+            // Not what a crash within the first commit leaves: its temporary file.
+            let ends = [".json", ".parquet"]
+                .into_iter()
+                .any(|end| name.ends_with(end));
+            if name.starts_with(|c: char| c.is_ascii_digit()) && ends {
                 return Ok(true);
             }
         }
@@ -67,12 +73,19 @@ impl DeltaTable {
         let failed = |e| kernel_error("create", dir, e);
         let committer = DurableCommitter::new(dir, fsync);
         let own_error = Arc::clone(&committer.error);
-        let properties = properties.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-        let created = create_table(url.as_str(), Arc::new(to_delta(schema, dir)?), ENGINE_INFO, false)
-            .with_table_properties(properties)
-            .build(engine.as_ref(), Box::new(committer))
-            .map_err(failed)?
-            .commit(engine.as_ref());
+        let properties = properties
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let created = create_table(
+            url.as_str(),
+            Arc::new(to_delta(schema, dir)?),
+            ENGINE_INFO,
+            false,
+        )
+        .with_table_properties(properties)
+        .build(engine.as_ref(), Box::new(committer))
+        .map_err(failed)?
+        .commit(engine.as_ref());
         if let Ok(mut slot) = own_error.lock()
             && let Some(error) = slot.take()
         {
@@ -83,10 +96,19 @@ impl DeltaTable {
         };
         let snapshot = match committed.post_commit_snapshot() {
             Some(snapshot) => Arc::clone(snapshot),
-            None => Snapshot::builder_for(url.as_str()).build(engine.as_ref()).map_err(failed)?,
+            None => Snapshot::builder_for(url.as_str())
+                .build(engine.as_ref())
+                .map_err(failed)?,
         };
         let dir = dir.to_owned();
-        Ok(Self { dir, url, engine, snapshot, fsync, commits_since_checkpoint: 1 })
+        Ok(Self {
+            dir,
+            url,
+            engine,
+            snapshot,
+            fsync,
+            commits_since_checkpoint: 1,
+        })
     }
 
     /// Opens the table at its latest version, for writing.
@@ -105,8 +127,9 @@ impl DeltaTable {
         if let Some(version) = version {
             builder = builder.at_version(version);
         }
-        let snapshot =
-            builder.build(engine.as_ref()).map_err(|e| kernel_error("open", dir, e))?;
+        let snapshot = builder
+            .build(engine.as_ref())
+            .map_err(|e| kernel_error("open", dir, e))?;
         let mut table = Self {
             dir: dir.to_owned(),
             url,
@@ -116,8 +139,9 @@ impl DeltaTable {
             commits_since_checkpoint: 0,
         };
         let checkpoint = table.snapshot.log_segment().checkpoint_version;
-        table.commits_since_checkpoint =
-            table.version().saturating_sub(checkpoint.unwrap_or_default());
+        table.commits_since_checkpoint = table
+            .version()
+            .saturating_sub(checkpoint.unwrap_or_default());
         Ok(table)
     }
 
@@ -142,7 +166,10 @@ impl DeltaTable {
 
     pub(crate) fn properties(&self) -> BTreeMap<String, String> {
         let properties = self.snapshot.metadata_configuration();
-        properties.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        properties
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
 
     /// The live files, as of this version.
@@ -175,8 +202,7 @@ impl DeltaTable {
             StructField::not_null("version", DataType::LONG),
         ])
         .map_err(failed)?;
-        let actions =
-            StructType::try_new([StructField::nullable("txn", txn)]).map_err(failed)?;
+        let actions = StructType::try_new([StructField::nullable("txn", txn)]).map_err(failed)?;
         let batches = self
             .snapshot
             .log_segment()
@@ -210,7 +236,8 @@ fn collect_txns(batch: &RecordBatch, txns: &mut BTreeMap<String, i64>) -> Result
         .ok_or_else(unexpected)?;
     for row in 0..batch.num_rows() {
         if txn.is_valid(row) && ids.is_valid(row) {
-            txns.entry(ids.value(row).to_owned()).or_insert_with(|| versions.value(row));
+            txns.entry(ids.value(row).to_owned())
+                .or_insert_with(|| versions.value(row));
         }
     }
     Ok(())
@@ -220,7 +247,10 @@ fn collect_txns(batch: &RecordBatch, txns: &mut BTreeMap<String, i64>) -> Result
 pub(super) fn foreign(dir: &Path) -> Error {
     Error::new(
         &code::LAKE_FOREIGN,
-        format!("another program changed the lake's table \"{}\"", dir.display()),
+        format!(
+            "another program changed the lake's table \"{}\"",
+            dir.display()
+        ),
     )
     .with_detail("the next version of the table exists already, and alluvium did not write it")
 }

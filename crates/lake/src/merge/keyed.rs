@@ -121,8 +121,12 @@ impl Planner<'_> {
         if event.commit_lsn >= self.reconcile_until {
             return false;
         }
-        let Some(Source::Stored(location)) = self.state(key).oldest else { return false };
-        self.before.snapshot_of(location).is_some_and(|snapshot| snapshot > event.commit_lsn)
+        let Some(Source::Stored(location)) = self.state(key).oldest else {
+            return false;
+        };
+        self.before
+            .snapshot_of(location)
+            .is_some_and(|snapshot| snapshot > event.commit_lsn)
     }
 
     fn in_window(&self, event: &Event) -> bool {
@@ -132,7 +136,10 @@ impl Planner<'_> {
     /// A change that does not fit the row silver holds.
     fn misfit(&mut self, event: &Event, reason: Reason) -> Result<(), Refusal> {
         match self.misfit {
-            Misfit::Refuse => Err(Refusal { row: event.row, reason }),
+            Misfit::Refuse => Err(Refusal {
+                row: event.row,
+                reason,
+            }),
             Misfit::Repair => {
                 self.plan.conflicts += 1;
                 Ok(())
@@ -154,7 +161,11 @@ impl Planner<'_> {
 
     fn write(&mut self, key: Key, event: &Event, fills: Vec<Fill>) {
         let slot = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-        self.slots.push(Slot { row: event.row, fills, alive: true });
+        self.slots.push(Slot {
+            row: event.row,
+            fills,
+            alive: true,
+        });
         self.state(key).push(Source::Planned(slot));
     }
 
@@ -207,17 +218,17 @@ impl Planner<'_> {
             return Ok(());
         }
         let skip_new = self.is_copied_after(event.key, event);
-        let old = if skip_old { None } else { self.take_updated(old_key, event)? };
+        let old = if skip_old {
+            None
+        } else {
+            self.take_updated(old_key, event)?
+        };
         self.bury(old);
         if skip_new {
             self.plan.skipped += 1;
             return Ok(());
         }
         let fills = self.fills(event, old)?;
-        if self.in_window(event) && self.state(event.key).oldest.is_some() {
-            let replaced = self.state(event.key).take_oldest();
-            self.bury(replaced);
-        }
         self.plan.updated += 1;
         self.write(event.key, event, fills);
         Ok(())
@@ -243,10 +254,14 @@ impl Planner<'_> {
                 .or_else(|| old.and_then(|old| self.in_source(old, column)));
             match from {
                 Some(from) => Ok(Fill { column, from }),
-                None if self.in_window(event) => {
-                    Err(Refusal { row: event.row, reason: Reason::Recopy })
-                }
-                None => Err(Refusal { row: event.row, reason: Reason::NoValue }),
+                None if self.in_window(event) => Err(Refusal {
+                    row: event.row,
+                    reason: Reason::Recopy,
+                }),
+                None => Err(Refusal {
+                    row: event.row,
+                    reason: Reason::NoValue,
+                }),
             }
         };
         unchanged.iter().map(fill).collect()
@@ -281,11 +296,16 @@ impl Planner<'_> {
         for (slot, place) in self.slots.iter_mut().zip(&mut places) {
             if slot.alive {
                 *place = u32::try_from(plan.rows.len()).ok();
-                plan.rows.push(PlannedRow { row: slot.row, fills: mem::take(&mut slot.fills) });
+                plan.rows.push(PlannedRow {
+                    row: slot.row,
+                    fills: mem::take(&mut slot.fills),
+                });
             }
         }
         for key in &self.key_order {
-            let Some(state) = self.keys.get(key) else { continue };
+            let Some(state) = self.keys.get(key) else {
+                continue;
+            };
             match state.oldest {
                 Some(Source::Planned(slot)) => {
                     let place = places.get(slot as usize).copied().flatten();
@@ -305,22 +325,36 @@ impl Planner<'_> {
             .key_order
             .iter()
             .copied()
-            .filter(|key| self.keys.get(key).is_some_and(|state| !state.newer.is_empty()))
+            .filter(|key| {
+                self.keys
+                    .get(key)
+                    .is_some_and(|state| !state.newer.is_empty())
+            })
             .collect();
         for key in doubled {
             while let Some(state) = self.keys.get_mut(&key).filter(|s| !s.newer.is_empty()) {
                 let older = state.take_oldest();
-                let newest = state.oldest;
-                if self.misfit == Misfit::Refuse {
-                    let row = match newest {
-                        Some(Source::Planned(slot)) => {
-                            self.slots.get(slot as usize).map_or(0, |slot| slot.row)
-                        }
-                        _ => 0,
-                    };
-                    return Err(Refusal { row, reason: Reason::Present });
+                // What is pushed over another row is always a row of the batch.
+                let newest = match state.oldest {
+                    Some(Source::Planned(slot)) => self.slots.get(slot as usize),
+                    _ => None,
+                };
+                let row = newest.map_or(0, |slot| slot.row);
+                let lsn = self
+                    .batch
+                    .commit_lsn
+                    .get(row as usize)
+                    .copied()
+                    .unwrap_or_default();
+                if lsn >= self.reconcile_until {
+                    if self.misfit == Misfit::Refuse {
+                        return Err(Refusal {
+                            row,
+                            reason: Reason::Present,
+                        });
+                    }
+                    plan.conflicts += 1;
                 }
-                plan.conflicts += 1;
                 match older {
                     Some(Source::Stored(location)) => plan.dead.push(location),
                     other => self.bury(other),

@@ -31,11 +31,10 @@ pub(crate) fn plan_rows(
         let removed = match event.action {
             Action::Insert => None,
             Action::Delete => Some(event.key),
-            Action::Update => Some(
-                event
-                    .old_key
-                    .ok_or(Refusal { row: event.row, reason: Reason::NoOldImage })?,
-            ),
+            Action::Update => Some(event.old_key.ok_or(Refusal {
+                row: event.row,
+                reason: Reason::NoOldImage,
+            })?),
         };
         if let Some(row) = removed {
             let state = copies.entry(row).or_default();
@@ -48,7 +47,10 @@ pub(crate) fn plan_rows(
                 plan.dead.push(location);
                 plan.index.push((row, None));
             } else if misfit == Misfit::Refuse {
-                return Err(Refusal { row: event.row, reason: Reason::Absent });
+                return Err(Refusal {
+                    row: event.row,
+                    reason: Reason::Absent,
+                });
             } else {
                 plan.conflicts += 1;
                 if event.action == Action::Delete {
@@ -62,13 +64,20 @@ pub(crate) fn plan_rows(
             Action::Update => plan.updated += 1,
         }
         if event.action != Action::Delete {
-            copies.entry(event.key).or_default().planned.push(slots.len());
+            copies
+                .entry(event.key)
+                .or_default()
+                .planned
+                .push(slots.len());
             slots.push(Some((event.key, event.row)));
         }
     }
     for (key, row) in slots.into_iter().flatten() {
         plan.index.push((key, u32::try_from(plan.rows.len()).ok()));
-        plan.rows.push(PlannedRow { row, fills: Vec::new() });
+        plan.rows.push(PlannedRow {
+            row,
+            fills: Vec::new(),
+        });
     }
     Ok(plan)
 }

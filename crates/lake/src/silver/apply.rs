@@ -36,7 +36,7 @@ impl Silver {
     /// Rows at or below the position are skipped.
     ///
     /// # Errors
-    /// `CONFLICT`, `NO_IDENTITY`, `RECOPY`, `SCHEMA_CHANGED`, or the lake's own. After an error the
+    /// `CONFLICT`, `NO_IDENTITY`, `COPY_AGAIN`, `SCHEMA_CHANGED`, or the lake's own. After an error the
     /// table must be opened again; nothing was committed.
     pub fn apply(&mut self, batch: &ChangeBatch) -> Result<Applied> {
         self.check_usable()?;
@@ -62,7 +62,10 @@ impl Silver {
         }
         Err(Error::new(
             &code::SCHEMA_CHANGED,
-            format!("rows of table \"{}\" have other columns than its silver table", self.owner.table),
+            format!(
+                "rows of table \"{}\" have other columns than its silver table",
+                self.owner.table
+            ),
         ))
     }
 
@@ -70,7 +73,10 @@ impl Silver {
         let position = self.position();
         let rows = batch.num_rows();
         let start = batch.commit_lsn.partition_point(|lsn| *lsn <= position);
-        let mut applied = Applied { skipped: start as u64, ..Applied::default() };
+        let mut applied = Applied {
+            skipped: start as u64,
+            ..Applied::default()
+        };
         let mut from = start;
         for (row, op) in batch.ops.iter().enumerate().skip(start) {
             if *op == Op::Truncate {
@@ -92,14 +98,18 @@ impl Silver {
         let window = at < self.positions.reconcile_until();
         let survives = |snapshot: Option<Lsn>| window && snapshot.is_some_and(|s| s > at);
         self.stage.discard(survives);
-        self.segments.retain(&self.dir, |segment| survives(segment.snapshot));
+        self.segments
+            .retain(&self.dir, |segment| survives(segment.snapshot));
         let (segments, stage) = (&self.segments, &self.stage);
-        let is_live = |at: Location| segments.get(at.segment).is_some() || stage.is_open(at.segment);
+        let is_live =
+            |at: Location| segments.get(at.segment).is_some() || stage.is_open(at.segment);
         match &mut self.index {
             Index::Keyed(index) => index.retain(&mut |at| is_live(at)),
             Index::Rows(index) if !window => index.clear(),
             Index::Rows(_) => {
-                return Err(Error::bug("a table without a key was copied under two snapshots"));
+                return Err(Error::bug(
+                    "a table without a key was copied under two snapshots",
+                ));
             }
             Index::None => {}
         }
@@ -116,7 +126,11 @@ impl Silver {
         let plan = match &self.index {
             Index::Keyed(index) => {
                 let events = self.keyed_events(batch, from, to)?;
-                let state = State { index, segments: &self.segments, stage: &self.stage };
+                let state = State {
+                    index,
+                    segments: &self.segments,
+                    stage: &self.stage,
+                };
                 let until = self.positions.reconcile_until();
                 plan_keyed(batch, &events, &state, until, self.misfit())
             }
@@ -152,16 +166,18 @@ impl Silver {
             self.bury(*dead)?;
         }
         let first = match rows {
-            Some(rows) => {
-                Some(self.stage.write(&rows, &self.columns, None, &mut self.segments)?)
-            }
+            Some(rows) => Some(
+                self.stage
+                    .write(&rows, &self.columns, None, &mut self.segments)?,
+            ),
             None => None,
         };
         for (key, place) in &plan.index {
             let location = match (place, first) {
-                (Some(place), Some(first)) => {
-                    Some(Location { segment: first.segment, row: first.row + place })
-                }
+                (Some(place), Some(first)) => Some(Location {
+                    segment: first.segment,
+                    row: first.row + place,
+                }),
                 (Some(_), None) => return Err(Error::bug("a planned row was not written")),
                 (None, _) => None,
             };
@@ -211,13 +227,21 @@ impl Silver {
         };
         // A key column that was not sent is as in the old image.
         let is_key = |column: u32| key.contains(&(column as usize));
-        let new_keys = if batch.unchanged.iter().any(|unchanged| is_key(unchanged.column)) {
+        let new_keys = if batch
+            .unchanged
+            .iter()
+            .any(|unchanged| is_key(unchanged.column))
+        {
             patched(batch, key)?
         } else {
             pick(&batch.rows, key)?
         };
         let mut encoder = KeyEncoder::of_key(&new_keys)?;
-        let old_keys = batch.old.as_ref().map(|old| pick(&old.rows, key)).transpose()?;
+        let old_keys = batch
+            .old
+            .as_ref()
+            .map(|old| pick(&old.rows, key))
+            .transpose()?;
         let mut old_encoder = old_keys.as_deref().map(KeyEncoder::of_key).transpose()?;
         let mut events = Vec::with_capacity(to - from);
         for row in from..to {
@@ -249,9 +273,17 @@ impl Silver {
             match batch.ops.get(row as usize) {
                 Some(Op::Insert | Op::Read) => {
                     plan.inserted += 1;
-                    plan.rows.push(PlannedRow { row, fills: Vec::new() });
+                    plan.rows.push(PlannedRow {
+                        row,
+                        fills: Vec::new(),
+                    });
                 }
-                _ => return Err(Refusal { row, reason: Reason::NoOldImage }),
+                _ => {
+                    return Err(Refusal {
+                        row,
+                        reason: Reason::NoOldImage,
+                    });
+                }
             }
         }
         Ok(plan)
@@ -260,7 +292,10 @@ impl Silver {
     fn null_key(&self, batch: &ChangeBatch, row: usize) -> Error {
         Error::new(
             &code::CONFLICT,
-            format!("a row of table \"{}\" has a NULL in its key", self.owner.table),
+            format!(
+                "a row of table \"{}\" has a NULL in its key",
+                self.owner.table
+            ),
         )
         .with_detail(describe(batch, row))
         .with_hint("name columns that are never NULL as the table's key")
@@ -285,13 +320,19 @@ impl Silver {
             .with_detail(what),
             Reason::NoValue => Error::new(
                 &code::CONFLICT,
-                format!("{op} of {key} in table \"{table}\" lacks a value that the lake does not have"),
+                format!(
+                    "{op} of {key} in table \"{table}\" lacks a value that the lake does not have"
+                ),
             )
             .with_detail(what)
-            .with_hint(format!("copy the table afresh with: alluvium resync {table}")),
+            .with_hint(format!(
+                "copy the table afresh with: alluvium resync {table}"
+            )),
             Reason::Recopy => Error::new(
-                &code::RECOPY,
-                format!("{op} of {key} in table \"{table}\" lacks a value the copy has not reached"),
+                &code::COPY_AGAIN,
+                format!(
+                    "{op} of {key} in table \"{table}\" lacks a value the copy has not reached"
+                ),
             )
             .with_detail(what),
             Reason::NoOldImage => Error::new(
@@ -304,7 +345,9 @@ impl Silver {
 
     /// The key of the change at `row`, for people: `(id=7)`.
     fn key_text(&self, batch: &ChangeBatch, row: usize) -> String {
-        let Identity::Key(key) = &self.schema.identity else { return "a row".to_owned() };
+        let Identity::Key(key) = &self.schema.identity else {
+            return "a row".to_owned();
+        };
         let (images, at) = match (&batch.old, batch.old_row(row)) {
             (Some(old), Some(old_row)) => (&old.rows, old_row as usize),
             _ => (&batch.rows, row),
@@ -385,8 +428,11 @@ fn event(batch: &ChangeBatch, row: usize, action: Action, key: Key, old_key: Opt
 
 fn row_events(batch: &ChangeBatch, from: usize, to: usize) -> Result<Vec<Event>> {
     let mut encoder = KeyEncoder::of_row(batch.rows.columns())?;
-    let mut old_encoder =
-        batch.old.as_ref().map(|old| KeyEncoder::of_row(old.rows.columns())).transpose()?;
+    let mut old_encoder = batch
+        .old
+        .as_ref()
+        .map(|old| KeyEncoder::of_row(old.rows.columns()))
+        .transpose()?;
     let mut events = Vec::with_capacity(to - from);
     for row in from..to {
         let action = action(batch, row)?;
@@ -414,15 +460,22 @@ fn pick(rows: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
 /// New images of some columns, with values that were not sent taken from the old images.
 fn patched(batch: &ChangeBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
     let new = pick(&batch.rows, columns)?;
-    let Some(old) = &batch.old else { return Ok(new) };
+    let Some(old) = &batch.old else {
+        return Ok(new);
+    };
     let old_columns = pick(&old.rows, columns)?;
     columns
         .iter()
         .zip(new.iter().zip(&old_columns))
         .map(|(column, (new, old))| {
-            let mut places: Vec<(usize, usize)> = (0..batch.num_rows()).map(|row| (0, row)).collect();
+            let mut places: Vec<(usize, usize)> =
+                (0..batch.num_rows()).map(|row| (0, row)).collect();
             let mut any = false;
-            for unchanged in batch.unchanged.iter().filter(|u| u.column as usize == *column) {
+            for unchanged in batch
+                .unchanged
+                .iter()
+                .filter(|u| u.column as usize == *column)
+            {
                 let row = unchanged.row as usize;
                 if let (Some(old_row), Some(place)) = (batch.old_row(row), places.get_mut(row)) {
                     *place = (1, old_row as usize);
@@ -461,4 +514,3 @@ fn describe(batch: &ChangeBatch, row: usize) -> String {
 pub(super) fn planned_indices(plan: &Plan) -> UInt32Array {
     UInt32Array::from_iter_values(plan.rows.iter().map(|row| row.row))
 }
-

@@ -41,7 +41,7 @@ impl Silver {
     /// Stages rows read under `snapshot`.
     ///
     /// # Errors
-    /// `RECOPY` when a table without a key is copied under a second snapshot; `CONFLICT` when one
+    /// `COPY_AGAIN` when a table without a key is copied under a second snapshot; `CONFLICT` when one
     /// snapshot has a key twice.
     pub fn stage_copied(&mut self, rows: &RecordBatch, snapshot: Lsn) -> Result<()> {
         self.check_usable()?;
@@ -54,8 +54,11 @@ impl Silver {
         };
         if snapshot != first_snapshot && !self.is_keyed() {
             return Err(Error::new(
-                &code::RECOPY,
-                format!("table \"{}\" has no key and cannot be copied under two snapshots", self.owner.table),
+                &code::COPY_AGAIN,
+                format!(
+                    "table \"{}\" has no key and cannot be copied under two snapshots",
+                    self.owner.table
+                ),
             ));
         }
         if rows.num_rows() == 0 {
@@ -69,14 +72,18 @@ impl Silver {
         if !matches!(self.index, Index::Keyed(_)) {
             let columns = self.copied_columns(rows, snapshot)?;
             let first =
-                self.stage.write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
+                self.stage
+                    .write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
             return self.index_rows(rows, first);
         }
         let Identity::Key(key) = self.schema.identity.clone() else {
             return Err(Error::bug("a key index without a key"));
         };
-        let key_columns: Vec<ArrayRef> =
-            key.iter().filter_map(|at| rows.columns().get(*at)).map(Arc::clone).collect();
+        let key_columns: Vec<ArrayRef> = key
+            .iter()
+            .filter_map(|at| rows.columns().get(*at))
+            .map(Arc::clone)
+            .collect();
         let mut encoder = KeyEncoder::of_key(&key_columns)?;
         let mut keys = Vec::with_capacity(rows.num_rows());
         let mut newest = Vec::with_capacity(rows.num_rows());
@@ -84,7 +91,11 @@ impl Silver {
         let Index::Keyed(index) = &self.index else {
             return Err(Error::bug("a key index that is none"));
         };
-        let state = State { index, segments: &self.segments, stage: &self.stage };
+        let state = State {
+            index,
+            segments: &self.segments,
+            stage: &self.stage,
+        };
         let mut doubled = 0;
         for row in 0..rows.num_rows() {
             if encoder.has_null(row) {
@@ -116,7 +127,9 @@ impl Silver {
             return Ok(());
         }
         let columns = self.copied_columns(&rows, snapshot)?;
-        let first = self.stage.write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
+        let first =
+            self.stage
+                .write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
         let mut place = first;
         let kept = keys.into_iter().zip(newest).filter(|(_, newest)| *newest);
         for (key, _) in kept {
@@ -128,8 +141,12 @@ impl Silver {
 
     /// A key of a row just written. Within one batch, too, a key may come twice.
     fn index_copied(&mut self, key: u128, place: Location) -> Result<()> {
-        let Index::Keyed(index) = &mut self.index else { return Ok(()) };
-        let Some(held) = index.insert(key, place) else { return Ok(()) };
+        let Index::Keyed(index) = &mut self.index else {
+            return Ok(());
+        };
+        let Some(held) = index.insert(key, place) else {
+            return Ok(());
+        };
         if held.segment != place.segment || self.stage.is_deleted(held) {
             return Ok(());
         }
@@ -163,9 +180,9 @@ impl Silver {
                     &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
                     count,
                 ),
-                MetadataColumn::Op => {
-                    Arc::new(StringArray::from_iter_values(std::iter::repeat_n("r", count)))
-                }
+                MetadataColumn::Op => Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
+                    "r", count,
+                ))),
             };
             columns.insert(name, values);
         }
@@ -179,7 +196,9 @@ impl Silver {
     pub fn commit_copied(&mut self, relfilenode: u32, next_page: u32) -> Result<u64> {
         self.check_usable()?;
         self.guarded(|silver| {
-            let txns = silver.positions.copied(relfilenode, next_page, silver.last_copied);
+            let txns = silver
+                .positions
+                .copied(relfilenode, next_page, silver.last_copied);
             silver.commit_staged(txns)
         })
     }
@@ -190,13 +209,20 @@ impl Silver {
     /// As [`Self::commit`].
     pub fn finish_copy(&mut self) -> Result<()> {
         self.check_usable()?;
-        let CopyState::Copying { first_snapshot, last_snapshot, .. } = self.copy_state() else {
+        let CopyState::Copying {
+            first_snapshot,
+            last_snapshot,
+            ..
+        } = self.copy_state()
+        else {
             return Err(Error::bug(format!(
                 "the copy of table \"{}\" was finished without being begun",
                 self.owner.table
             )));
         };
-        let last = self.last_copied.map_or(last_snapshot, |last| last.max(last_snapshot));
+        let last = self
+            .last_copied
+            .map_or(last_snapshot, |last| last.max(last_snapshot));
         self.guarded(|silver| {
             let txns = silver.positions.finish(first_snapshot, last);
             silver.commit_staged(txns).map(|_| ())

@@ -38,9 +38,17 @@ impl Silver {
         if added.is_empty() {
             return Ok(());
         }
-        let mut fields: Vec<Field> =
-            self.columns.fields().iter().map(|field| field.as_ref().clone()).collect();
-        fields.extend(added.iter().map(|c| Field::new(&c.name, c.data_type.clone(), true)));
+        let mut fields: Vec<Field> = self
+            .columns
+            .fields()
+            .iter()
+            .map(|field| field.as_ref().clone())
+            .collect();
+        fields.extend(
+            added
+                .iter()
+                .map(|c| Field::new(&c.name, c.data_type.clone(), true)),
+        );
         let columns = Schema::new(fields);
         let fill: Vec<&(String, ArrayRef)> = fill
             .iter()
@@ -76,7 +84,9 @@ impl Silver {
             }
         }
         self.committing = true;
-        let committed = self.table.commit_schema(&columns, "ADD COLUMNS", &commit, &[])?;
+        let committed = self
+            .table
+            .commit_schema(&columns, "ADD COLUMNS", &commit, &[])?;
         self.committing = false;
         let adds = commit.adds;
         if rewrite {
@@ -126,7 +136,9 @@ impl Silver {
             };
             silver.committing = true;
             let properties = [(METADATA_PROPERTY, metadata_property(&metadata))];
-            silver.table.commit_schema(&columns, "REPLACE COLUMNS", &commit, &properties)?;
+            silver
+                .table
+                .commit_schema(&columns, "REPLACE COLUMNS", &commit, &properties)?;
             silver.committing = false;
             let txns = commit.txns;
             silver.positions.set(&txns);

@@ -43,11 +43,18 @@ impl Silver {
         }
         let fetched = self.fetch(plan)?;
         let indices = planned_indices(plan);
-        let filled: BTreeSet<u32> =
-            plan.rows.iter().flat_map(|row| row.fills.iter().map(|fill| fill.column)).collect();
+        let filled: BTreeSet<u32> = plan
+            .rows
+            .iter()
+            .flat_map(|row| row.fills.iter().map(|fill| fill.column))
+            .collect();
         let mut columns: HashMap<&str, ArrayRef> = HashMap::new();
-        for (at, (column, values)) in
-            self.schema.columns.iter().zip(batch.rows.columns()).enumerate()
+        for (at, (column, values)) in self
+            .schema
+            .columns
+            .iter()
+            .zip(batch.rows.columns())
+            .enumerate()
         {
             let at = u32::try_from(at).unwrap_or(u32::MAX);
             let values = if filled.contains(&at) {
@@ -89,13 +96,25 @@ impl Silver {
         fetched: &BTreeMap<SegmentId, Fetched>,
     ) -> Result<ArrayRef> {
         let missing = || Error::bug("a value to fill in has no source");
-        let name = &self.schema.columns.get(column as usize).ok_or_else(missing)?.name;
+        let name = &self
+            .schema
+            .columns
+            .get(column as usize)
+            .ok_or_else(missing)?
+            .name;
         let field = self.columns.field_with_name(name).map_err(bug)?;
         let mut sources: Vec<ArrayRef> = Vec::new();
-        let new = batch.rows.columns().get(column as usize).ok_or_else(missing)?;
+        let new = batch
+            .rows
+            .columns()
+            .get(column as usize)
+            .ok_or_else(missing)?;
         sources.push(relabel(new, field.data_type())?);
         // Without old images their place is taken by an array nothing refers to.
-        let old = batch.old.as_ref().and_then(|old| old.rows.columns().get(column as usize));
+        let old = batch
+            .old
+            .as_ref()
+            .and_then(|old| old.rows.columns().get(column as usize));
         sources.push(relabel(old.unwrap_or(new), field.data_type())?);
         let mut place_of: HashMap<SegmentId, usize> = HashMap::new();
         for (id, fetched) in fetched {
@@ -159,7 +178,10 @@ impl Silver {
                     .columns
                     .get(*column as usize)
                     .ok_or_else(|| Error::bug("a column beyond the table"))?;
-                self.columns.field_with_name(&column.name).cloned().map_err(bug)
+                self.columns
+                    .field_with_name(&column.name)
+                    .cloned()
+                    .map_err(bug)
             })
             .collect::<Result<Vec<Field>>>()?;
         Ok(Arc::new(Schema::new(fields)))
@@ -179,7 +201,8 @@ fn metadata_column(kind: MetadataColumn, batch: &ChangeBatch, plan: &Plan) -> Ar
                 .with_timezone("UTC"),
         ),
         MetadataColumn::Op => Arc::new(
-            rows.map(|row| batch.ops.get(row).map(|op| op.letter())).collect::<StringArray>(),
+            rows.map(|row| batch.ops.get(row).map(|op| op.letter()))
+                .collect::<StringArray>(),
         ),
     }
 }

@@ -219,7 +219,8 @@ impl Silver {
 
     /// Work for another thread, when enough commits have passed since the last checkpoint.
     pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
-        self.table.take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
+        self.table
+            .take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
     }
 
     /// Lets the table go on from a checkpoint that was written.
@@ -252,7 +253,10 @@ impl Silver {
         if !self.usable {
             return Err(Error::new(
                 &code::SCHEMA_CHANGED,
-                format!("the columns of table \"{}\" are not those of its silver table", self.owner.table),
+                format!(
+                    "the columns of table \"{}\" are not those of its silver table",
+                    self.owner.table
+                ),
             ));
         }
         Ok(())
@@ -277,7 +281,8 @@ impl Silver {
         let committed = self.table.commit(&commit)?;
         self.committing = false;
         let txns = commit.txns;
-        self.segments.committed(&self.dir, &committed.adds, &committed.deletes)?;
+        self.segments
+            .committed(&self.dir, &committed.adds, &committed.deletes)?;
         self.positions.set(&txns);
         Ok(committed.version)
     }

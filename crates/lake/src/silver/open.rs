@@ -40,7 +40,10 @@ impl Silver {
         let wanted = table_columns(schema, &settings.metadata_columns);
         let properties = [
             ("delta.enableDeletionVectors", "true".to_owned()),
-            (PROPERTY_METADATA, metadata_property(&named(schema, &settings.metadata_columns))),
+            (
+                PROPERTY_METADATA,
+                metadata_property(&named(schema, &settings.metadata_columns)),
+            ),
         ];
         let (table, existed) =
             open_or_create(&dir, owner, "silver", &wanted, lake.settings(), &properties)?;
@@ -53,7 +56,11 @@ impl Silver {
             .map(|field| field.as_ref().clone())
             .collect();
         let HeldSchema { schema, usable } = held_schema(&held, schema);
-        let positions = if existed { table.txns()? } else { Default::default() };
+        let positions = if existed {
+            table.txns()?
+        } else {
+            Default::default()
+        };
         let mut silver = Self {
             index: new_index(&schema),
             owner: owner.clone(),
@@ -95,7 +102,9 @@ impl Silver {
         if !self.usable {
             return Ok(());
         }
-        let Some(schema) = self.identity_columns() else { return Ok(()) };
+        let Some(schema) = self.identity_columns() else {
+            return Ok(());
+        };
         let keyed = self.is_keyed();
         for (id, segment) in self.segments.iter() {
             let path = self.dir.join(&segment.file.path);
@@ -127,7 +136,10 @@ impl Silver {
             if u64::from(row) != segment.file.num_rows {
                 return Err(corrupt(
                     &path,
-                    format!("it has {row} rows where the log says {}", segment.file.num_rows),
+                    format!(
+                        "it has {row} rows where the log says {}",
+                        segment.file.num_rows
+                    ),
                 ));
             }
         }
@@ -152,14 +164,19 @@ impl Silver {
 
     /// Adds rows just written to the index, in order from `first`. For rows whose keys are new.
     pub(super) fn index_rows(&mut self, rows: &RecordBatch, first: Location) -> Result<()> {
-        let Index::Rows(index) = &mut self.index else { return Ok(()) };
+        let Index::Rows(index) = &mut self.index else {
+            return Ok(());
+        };
         let columns: Vec<ArrayRef> = rows.columns().to_vec();
         let mut encoder = KeyEncoder::of_row(&columns)?;
         for row in 0..rows.num_rows() {
             let place = u32::try_from(row).map_err(|_| Error::bug("a batch of 2^32 rows"))?;
             index.insert(
                 encoder.key(row),
-                Location { segment: first.segment, row: first.row + place },
+                Location {
+                    segment: first.segment,
+                    row: first.row + place,
+                },
             );
         }
         Ok(())
@@ -171,14 +188,19 @@ impl Segments {
     pub(super) fn committed_files(
         &self,
     ) -> impl Iterator<Item = (&crate::log::LiveFile, &RoaringTreemap)> {
-        self.iter().filter(|(_, s)| s.committed).map(|(_, s)| (&s.file, &s.deleted))
+        self.iter()
+            .filter(|(_, s)| s.committed)
+            .map(|(_, s)| (&s.file, &s.deleted))
     }
 }
 
 pub(super) fn new_index(schema: &TableSchema) -> Index {
     match &schema.identity {
         Identity::Key(key) => {
-            let types = key.iter().filter_map(|at| schema.columns.get(*at)).map(|c| &c.data_type);
+            let types = key
+                .iter()
+                .filter_map(|at| schema.columns.get(*at))
+                .map(|c| &c.data_type);
             Index::Keyed(ShardedIndex::new(KeyWidth::of(types)))
         }
         Identity::WholeRow => Index::Rows(RowIndex::default()),
@@ -191,7 +213,10 @@ pub(super) fn named(
     schema: &TableSchema,
     metadata: &[MetadataColumn],
 ) -> Vec<(MetadataColumn, String)> {
-    metadata.iter().map(|kind| (*kind, free_name(base_name(*kind), &schema.columns))).collect()
+    metadata
+        .iter()
+        .map(|kind| (*kind, free_name(base_name(*kind), &schema.columns)))
+        .collect()
 }
 
 fn base_name(kind: MetadataColumn) -> &'static str {
@@ -203,8 +228,12 @@ fn base_name(kind: MetadataColumn) -> &'static str {
 }
 
 pub(super) fn table_columns(schema: &TableSchema, metadata: &[MetadataColumn]) -> Schema {
-    let mut fields: Vec<Field> =
-        schema.arrow().fields().iter().map(|field| field.as_ref().clone()).collect();
+    let mut fields: Vec<Field> = schema
+        .arrow()
+        .fields()
+        .iter()
+        .map(|field| field.as_ref().clone())
+        .collect();
     for (kind, name) in named(schema, metadata) {
         let data_type = match kind {
             MetadataColumn::CommitLsn => DataType::Int64,
@@ -220,15 +249,21 @@ pub(super) fn table_columns(schema: &TableSchema, metadata: &[MetadataColumn]) -
 
 /// `kind=name` pairs: what the table says of its metadata columns.
 pub(super) fn metadata_property(metadata: &[(MetadataColumn, String)]) -> String {
-    let pairs: Vec<String> =
-        metadata.iter().map(|(kind, name)| format!("{}={name}", base_name(*kind))).collect();
+    let pairs: Vec<String> = metadata
+        .iter()
+        .map(|(kind, name)| format!("{}={name}", base_name(*kind)))
+        .collect();
     pairs.join(",")
 }
 
 pub(super) const METADATA_PROPERTY: &str = PROPERTY_METADATA;
 
 fn parse_metadata(property: Option<&String>) -> Vec<(MetadataColumn, String)> {
-    let all = [MetadataColumn::CommitLsn, MetadataColumn::CommitTime, MetadataColumn::Op];
+    let all = [
+        MetadataColumn::CommitLsn,
+        MetadataColumn::CommitTime,
+        MetadataColumn::Op,
+    ];
     property
         .map(String::as_str)
         .unwrap_or_default()

@@ -67,15 +67,26 @@ impl Segments {
     /// A number for a new file.
     pub(super) fn reserve(&mut self) -> Result<SegmentId> {
         let id = self.next_id;
-        self.next_id =
-            id.checked_add(1).ok_or_else(|| Error::bug("more than 2^32 data files in one run"))?;
+        self.next_id = id
+            .checked_add(1)
+            .ok_or_else(|| Error::bug("more than 2^32 data files in one run"))?;
         Ok(id)
     }
 
-    pub(super) fn insert_live(&mut self, file: LiveFile, deleted: RoaringTreemap) -> Result<SegmentId> {
+    pub(super) fn insert_live(
+        &mut self,
+        file: LiveFile,
+        deleted: RoaringTreemap,
+    ) -> Result<SegmentId> {
         let id = self.reserve()?;
         let snapshot = snapshot_of_name(&file.path);
-        let segment = Segment { file, committed: true, snapshot, deleted, dirty: false };
+        let segment = Segment {
+            file,
+            committed: true,
+            snapshot,
+            deleted,
+            dirty: false,
+        };
         self.by_id.insert(id, segment);
         Ok(id)
     }
@@ -96,7 +107,13 @@ impl Segments {
             num_rows: file.num_rows,
             deletion_vector: None,
         };
-        let segment = Segment { file, committed: false, snapshot, deleted, dirty: false };
+        let segment = Segment {
+            file,
+            committed: false,
+            snapshot,
+            deleted,
+            dirty: false,
+        };
         self.by_id.insert(id, segment);
     }
 
@@ -123,7 +140,9 @@ impl Segments {
             .get_mut(&location.segment)
             .ok_or_else(|| Error::bug("the key index names a file that is not live"))?;
         if u64::from(location.row) >= segment.file.num_rows {
-            return Err(Error::bug("the key index names a row beyond its file's end"));
+            return Err(Error::bug(
+                "the key index names a row beyond its file's end",
+            ));
         }
         if !segment.deleted.insert(u64::from(location.row)) {
             return Err(Error::bug("the key index names a row that is deleted"));
@@ -134,8 +153,11 @@ impl Segments {
 
     /// Takes away the files that do not pass.
     pub(super) fn retain(&mut self, dir: &Path, keep: impl Fn(&Segment) -> bool) {
-        let gone: Vec<SegmentId> =
-            self.iter().filter(|(_, segment)| !keep(segment)).map(|(id, _)| id).collect();
+        let gone: Vec<SegmentId> = self
+            .iter()
+            .filter(|(_, segment)| !keep(segment))
+            .map(|(id, _)| id)
+            .collect();
         for id in gone {
             if let Some(segment) = self.by_id.remove(&id) {
                 if segment.committed {
@@ -149,15 +171,21 @@ impl Segments {
 
     /// What the next commit does. A file none of whose rows is left is removed, or never added.
     pub(super) fn changes(&self) -> Changes<'_> {
-        let mut changes =
-            Changes { adds: Vec::new(), deletes: Vec::new(), removes: self.removed.iter().collect() };
+        let mut changes = Changes {
+            adds: Vec::new(),
+            deletes: Vec::new(),
+            removes: self.removed.iter().collect(),
+        };
         for segment in self.by_id.values() {
             let empty = segment.live_rows() == 0;
             if segment.committed {
                 if segment.dirty && empty {
                     changes.removes.push(&segment.file);
                 } else if segment.dirty {
-                    changes.deletes.push(DeletedRows { file: &segment.file, rows: &segment.deleted });
+                    changes.deletes.push(DeletedRows {
+                        file: &segment.file,
+                        rows: &segment.deleted,
+                    });
                 }
             } else if !empty {
                 changes.adds.push(segment.to_add());
@@ -180,7 +208,10 @@ impl Segments {
                 continue;
             }
             if !segment.committed {
-                segment.file.deletion_vector.clone_from(adds.next().ok_or_else(missing)?);
+                segment
+                    .file
+                    .deletion_vector
+                    .clone_from(adds.next().ok_or_else(missing)?);
                 segment.committed = true;
             } else if segment.dirty {
                 segment.file.deletion_vector = Some(deletes.next().ok_or_else(missing)?.clone());

@@ -33,7 +33,12 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(dir: PathBuf, settings: LakeSettings) -> Self {
-        Self { dir, settings, changes: None, copied: None }
+        Self {
+            dir,
+            settings,
+            changes: None,
+            copied: None,
+        }
     }
 
     pub(super) fn has_open(&self) -> bool {
@@ -46,7 +51,9 @@ impl Stage {
 
     /// Live rows of open files.
     pub(super) fn open_rows(&self) -> u64 {
-        self.open().map(|file| file.writer.num_rows().saturating_sub(file.deleted.len())).sum()
+        self.open()
+            .map(|file| file.writer.num_rows().saturating_sub(file.deleted.len()))
+            .sum()
     }
 
     pub(super) fn is_open(&self, id: SegmentId) -> bool {
@@ -87,7 +94,11 @@ impl Stage {
         snapshot: Option<Lsn>,
         segments: &mut Segments,
     ) -> Result<Location> {
-        let slot = if snapshot.is_some() { &mut self.copied } else { &mut self.changes };
+        let slot = if snapshot.is_some() {
+            &mut self.copied
+        } else {
+            &mut self.changes
+        };
         let outgrown = slot.as_ref().is_some_and(|file| {
             file.snapshot != snapshot
                 || file.writer.size_bytes() >= self.settings.target_file_bytes
@@ -103,12 +114,20 @@ impl Stage {
                 let name = file_name(snapshot);
                 let writer = DataFileWriter::create(&self.dir, name, schema, &self.settings)?;
                 let id = segments.reserve()?;
-                slot.insert(OpenFile { id, writer, deleted: RoaringTreemap::new(), snapshot })
+                slot.insert(OpenFile {
+                    id,
+                    writer,
+                    deleted: RoaringTreemap::new(),
+                    snapshot,
+                })
             }
         };
         let row = u32::try_from(file.writer.num_rows())
             .map_err(|_| Error::bug("a data file of more than 2^32 rows"))?;
-        let first = Location { segment: file.id, row };
+        let first = Location {
+            segment: file.id,
+            row,
+        };
         file.writer.write(rows)?;
         Ok(first)
     }
@@ -145,7 +164,12 @@ impl Stage {
 }
 
 fn close(file: OpenFile, segments: &mut Segments) -> Result<()> {
-    let OpenFile { id, writer, deleted, snapshot } = file;
+    let OpenFile {
+        id,
+        writer,
+        deleted,
+        snapshot,
+    } = file;
     let written = writer.finish()?;
     segments.insert_staged(id, written, deleted, snapshot);
     Ok(())

@@ -52,7 +52,10 @@ impl Positions {
         if self.is_complete() {
             return CopyState::Complete;
         }
-        match (self.lsn(&self.id("copy_first")), self.lsn(&self.id("copy_last"))) {
+        match (
+            self.lsn(&self.id("copy_first")),
+            self.lsn(&self.id("copy_last")),
+        ) {
             (Some(first_snapshot), Some(last_snapshot)) => CopyState::Copying {
                 progress: self.progress(),
                 first_snapshot,
@@ -109,7 +112,10 @@ impl Positions {
 
     /// A range copied, up to `next_page` of `relfilenode`, under `snapshot` or an earlier one.
     pub(super) fn copied(&self, relfilenode: u32, next_page: u32, snapshot: Option<Lsn>) -> Txns {
-        let mut txns = vec![(self.id(&format!("copy/{relfilenode}")), i64::from(next_page))];
+        let mut txns = vec![(
+            self.id(&format!("copy/{relfilenode}")),
+            i64::from(next_page),
+        )];
         let last = self.lsn(&self.id("copy_last"));
         if let Some(snapshot) = snapshot.filter(|snapshot| Some(*snapshot) > last) {
             txns.push((self.id("copy_last"), snapshot.as_txn_version()));
@@ -119,7 +125,11 @@ impl Positions {
 
     /// The copy complete, under snapshots from `first` to `last`.
     pub(super) fn finish(&self, first: Lsn, last: Lsn) -> Txns {
-        let reconcile_until = if last > first { last.as_txn_version() } else { NONE };
+        let reconcile_until = if last > first {
+            last.as_txn_version()
+        } else {
+            NONE
+        };
         vec![
             (self.app_id.clone(), first.before().as_txn_version()),
             (self.id("reconcile_until"), reconcile_until),

@@ -93,14 +93,18 @@ impl DataFileWriter {
         let (Some(mut writer), Some(stats)) = (self.writer.take(), self.stats.take()) else {
             return Err(Error::bug("a data file was finished twice"));
         };
-        let finished = writer.finish().map_err(|e| write_error(&self.path, e)).and_then(|_| {
-            let file = writer.inner();
-            failpoint::hit("commit.data_written");
-            if self.fsync {
-                file.sync_data().map_err(|e| io_error("sync", &self.path, e))?;
-            }
-            file.metadata().map_err(|e| io_error("read", &self.path, e))
-        });
+        let finished = writer
+            .finish()
+            .map_err(|e| write_error(&self.path, e))
+            .and_then(|_| {
+                let file = writer.inner();
+                failpoint::hit("commit.data_written");
+                if self.fsync {
+                    file.sync_data()
+                        .map_err(|e| io_error("sync", &self.path, e))?;
+                }
+                file.metadata().map_err(|e| io_error("read", &self.path, e))
+            });
         let metadata = match finished {
             Ok(metadata) => metadata,
             Err(error) => {
@@ -129,7 +133,9 @@ impl Drop for DataFileWriter {
 
 /// Statistics of a file some of whose rows are deleted: bounds still hold, but may not be reached.
 pub(crate) fn loosen_bounds(stats: &str) -> Arc<str> {
-    stats.replace("\"tightBounds\":true", "\"tightBounds\":false").into()
+    stats
+        .replace("\"tightBounds\":true", "\"tightBounds\":false")
+        .into()
 }
 
 fn compression(compression: Compression) -> Result<ParquetCompression> {

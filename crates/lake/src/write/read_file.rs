@@ -26,7 +26,11 @@ pub(crate) fn check_file(dir: &Path, file: &LiveFile) -> Result<()> {
         Ok(found) if i64::try_from(found.len()) == Ok(file.size_bytes) => Ok(()),
         Ok(found) => Err(corrupt(
             &path,
-            format!("it has {} bytes where the log says {}", found.len(), file.size_bytes),
+            format!(
+                "it has {} bytes where the log says {}",
+                found.len(),
+                file.size_bytes
+            ),
         )),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Err(corrupt(&path, "the log names it, but it is not there"))
@@ -69,7 +73,8 @@ pub(crate) fn open_file(
             io_error("read", path, e)
         }
     })?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| read_error(path, &e))?;
+    let builder =
+        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| read_error(path, &e))?;
     let wanted: Vec<usize> = builder
         .schema()
         .fields()
@@ -84,7 +89,11 @@ pub(crate) fn open_file(
         builder = builder.with_row_selection(selection);
     }
     let reader = builder.build().map_err(|e| read_error(path, &e))?;
-    Ok(FileReader { path: path.to_owned(), schema: Arc::clone(schema), reader })
+    Ok(FileReader {
+        path: path.to_owned(),
+        schema: Arc::clone(schema),
+        reader,
+    })
 }
 
 /// Reads single rows of a file, given in ascending order, as one batch.
@@ -108,9 +117,12 @@ pub(crate) fn read_rows(
     if batch.num_rows() != rows.len() {
         return Err(corrupt(
             path,
-            format!("{} rows were asked of it and {} came", rows.len(), batch.num_rows()),
+            format!(
+                "{} rows were asked of it and {} came",
+                rows.len(),
+                batch.num_rows()
+            ),
         ));
     }
     Ok(batch)
 }
-

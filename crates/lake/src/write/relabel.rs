@@ -62,7 +62,9 @@ pub(crate) fn relabel(array: &ArrayRef, data_type: &DataType) -> Result<ArrayRef
             )
         }
         (from, to) => {
-            return Err(Error::bug(format!("a column of type {from} came where {to} belongs")));
+            return Err(Error::bug(format!(
+                "a column of type {from} came where {to} belongs"
+            )));
         }
     })
 }

@@ -67,10 +67,17 @@ impl StatsCollector {
                 name: field.name().clone(),
                 data_type: field.data_type().clone(),
                 nulls: NullCount::new(field.data_type()),
-                bounds: if has_bounds(field.data_type()) { Bounds::Empty } else { Bounds::Unbounded },
+                bounds: if has_bounds(field.data_type()) {
+                    Bounds::Empty
+                } else {
+                    Bounds::Unbounded
+                },
             });
         }
-        Self { num_records: 0, columns }
+        Self {
+            num_records: 0,
+            columns,
+        }
     }
 
     /// `batch` has the schema given at the start.
@@ -109,8 +116,10 @@ impl StatsCollector {
 
 /// A JSON object of values that are JSON text already: numbers keep all their digits.
 fn object(fields: &[(&str, String)]) -> String {
-    let fields: Vec<String> =
-        fields.iter().map(|(name, value)| format!("{}:{value}", Value::from(*name))).collect();
+    let fields: Vec<String> = fields
+        .iter()
+        .map(|(name, value)| format!("{}:{value}", Value::from(*name)))
+        .collect();
     format!("{{{}}}", fields.join(","))
 }
 
@@ -135,7 +144,10 @@ impl NullCount {
     fn new(data_type: &DataType) -> Self {
         match data_type {
             DataType::Struct(fields) => Self::Struct(
-                fields.iter().map(|f| (f.name().clone(), Self::new(f.data_type()))).collect(),
+                fields
+                    .iter()
+                    .map(|f| (f.name().clone(), Self::new(f.data_type())))
+                    .collect(),
             ),
             _ => Self::Leaf(0),
         }
@@ -145,7 +157,9 @@ impl NullCount {
         match self {
             Self::Leaf(count) => *count += array.logical_null_count() as u64,
             Self::Struct(fields) => {
-                let Some(array) = array.as_struct_opt() else { return };
+                let Some(array) = array.as_struct_opt() else {
+                    return;
+                };
                 for ((_, count), column) in fields.iter_mut().zip(array.columns()) {
                     count.update(&under(column, array.nulls()));
                 }
@@ -157,8 +171,10 @@ impl NullCount {
         match self {
             Self::Leaf(count) => count.to_string(),
             Self::Struct(fields) => {
-                let fields: Vec<(&str, String)> =
-                    fields.iter().map(|(name, count)| (name.as_str(), count.to_json())).collect();
+                let fields: Vec<(&str, String)> = fields
+                    .iter()
+                    .map(|(name, count)| (name.as_str(), count.to_json()))
+                    .collect();
                 object(&fields)
             }
         }
@@ -167,7 +183,9 @@ impl NullCount {
 
 /// A struct's field, NULL where the struct is.
 fn under(column: &ArrayRef, nulls: Option<&arrow::buffer::NullBuffer>) -> ArrayRef {
-    let Some(nulls) = nulls else { return column.clone() };
+    let Some(nulls) = nulls else {
+        return column.clone();
+    };
     let all = arrow::buffer::NullBuffer::union(Some(nulls), column.nulls());
     let data = column.to_data().into_builder().nulls(all).build();
     data.map_or_else(|_| column.clone(), arrow::array::make_array)
@@ -193,12 +211,14 @@ fn bounds_of(array: &ArrayRef) -> Bounds {
         DataType::Decimal128(precision, _) if *precision <= EXACT_DOUBLE_DIGITS => {
             integer!(Decimal128Type)
         }
-        DataType::Float32 => {
-            float_bounds(array.as_primitive::<Float32Type>().iter().flatten().map(f64::from))
-        }
-        DataType::Float64 => {
-            float_bounds(array.as_primitive::<Float64Type>().iter().flatten())
-        }
+        DataType::Float32 => float_bounds(
+            array
+                .as_primitive::<Float32Type>()
+                .iter()
+                .flatten()
+                .map(f64::from),
+        ),
+        DataType::Float64 => float_bounds(array.as_primitive::<Float64Type>().iter().flatten()),
         DataType::Utf8 => {
             let array = array.as_string::<i32>();
             match (min_string(array), max_string(array)) {
@@ -251,12 +271,20 @@ impl Bounds {
         match (self, data_type) {
             (Self::Integer(low, high), DataType::Date32) => {
                 let (low, high) = (date(*low)?, date(*high)?);
-                Some((Value::from(low).to_string(), Some(Value::from(high).to_string())))
+                Some((
+                    Value::from(low).to_string(),
+                    Some(Value::from(high).to_string()),
+                ))
             }
             (Self::Integer(low, high), DataType::Timestamp(_, zone)) => {
-                let (low, high) =
-                    (timestamp(*low, zone.is_some(), false)?, timestamp(*high, zone.is_some(), true)?);
-                Some((Value::from(low).to_string(), Some(Value::from(high).to_string())))
+                let (low, high) = (
+                    timestamp(*low, zone.is_some(), false)?,
+                    timestamp(*high, zone.is_some(), true)?,
+                );
+                Some((
+                    Value::from(low).to_string(),
+                    Some(Value::from(high).to_string()),
+                ))
             }
             (Self::Integer(low, high), DataType::Decimal128(_, scale)) => {
                 Some((decimal(*low, *scale), Some(decimal(*high, *scale))))
@@ -266,7 +294,10 @@ impl Bounds {
                 // Some readers order -0.0 below 0.0.
                 let low = if *low == 0.0 { -0.0 } else { *low };
                 let high = if *high == 0.0 { 0.0 } else { *high };
-                Some((Value::from(low).to_string(), Some(Value::from(high).to_string())))
+                Some((
+                    Value::from(low).to_string(),
+                    Some(Value::from(high).to_string()),
+                ))
             }
             (Self::Text(low, high), _) => {
                 let low: String = low.chars().take(STRING_PREFIX_CHARS).collect();
@@ -319,12 +350,19 @@ fn timestamp(micros: i128, utc: bool, up: bool) -> Option<String> {
 fn decimal(unscaled: i128, scale: i8) -> String {
     let Ok(scale) = usize::try_from(scale) else {
         // A negative scale: whole tens, hundreds and so on.
-        return format!("{unscaled}{}", "0".repeat(usize::from(scale.unsigned_abs())));
+        return format!(
+            "{unscaled}{}",
+            "0".repeat(usize::from(scale.unsigned_abs()))
+        );
     };
     let sign = if unscaled < 0 { "-" } else { "" };
     let digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = scale + 1);
     let (whole, fraction) = digits.split_at(digits.len() - scale);
-    if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+    if scale == 0 {
+        format!("{sign}{whole}")
+    } else {
+        format!("{sign}{whole}.{fraction}")
+    }
 }
 
 #[cfg(test)]

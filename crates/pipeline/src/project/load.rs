@@ -11,10 +11,17 @@ use super::{Limits, LimitsFile, Project, ProjectFile, SourceFile, SourceSettings
 /// # Errors
 /// The file cannot be read, is not TOML, has an unknown key or a value that cannot be.
 pub fn load(path: &Path) -> Result<Project> {
-    let file = if path.is_dir() { path.join(super::FILE_NAME) } else { path.to_owned() };
+    let file = if path.is_dir() {
+        path.join(super::FILE_NAME)
+    } else {
+        path.to_owned()
+    };
     let text = std::fs::read_to_string(&file).map_err(|error| {
-        Error::new(&code::CONFIG_READ, format!("cannot read project file \"{}\"", file.display()))
-            .with_detail(error.to_string())
+        Error::new(
+            &code::CONFIG_READ,
+            format!("cannot read project file \"{}\"", file.display()),
+        )
+        .with_detail(error.to_string())
     })?;
     let absolute = std::path::absolute(&file).unwrap_or(file);
     parse(&text, &absolute, |name| std::env::var(name).ok())
@@ -29,9 +36,10 @@ pub fn parse(
     file: &Path,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Project> {
-    let written: ProjectFile =
-        toml::from_str(text).map_err(|error| explain(text, file, &error))?;
-    let dir = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    let written: ProjectFile = toml::from_str(text).map_err(|error| explain(text, file, &error))?;
+    let dir = file
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf);
     let mut sources = written.source.into_iter();
     let Some((name, source)) = sources.next() else {
         return Err(value_error(file, "there is no [source.<name>]", "add one"));
@@ -97,7 +105,12 @@ fn source_settings(
             "write type = \"postgres\"",
         ));
     }
-    let all = |items: &[String]| items.iter().map(|item| expand(item)).collect::<Result<Vec<_>>>();
+    let all = |items: &[String]| {
+        items
+            .iter()
+            .map(|item| expand(item))
+            .collect::<Result<Vec<_>>>()
+    };
     let own = format!("alluvium_{}", identifier(&name));
     let slot = expand(source.slot.as_deref().unwrap_or(&own))?;
     let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -120,7 +133,13 @@ fn source_settings(
 }
 
 fn identifier(name: &str) -> String {
-    let fold = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    let fold = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '_'
+        }
+    };
     name.chars().map(fold).take(50).collect()
 }
 
@@ -141,15 +160,24 @@ fn limits(written: &LimitsFile, file: &Path) -> Result<Limits> {
         .with_hint("give at least 128MiB"));
     }
     if !(1..=64).contains(&written.copy_workers) {
-        return Err(value_error(file, "[limits] copy_workers cannot be", "choose 1 to 64"));
+        return Err(value_error(
+            file,
+            "[limits] copy_workers cannot be",
+            "choose 1 to 64",
+        ));
     }
-    Ok(Limits { memory_bytes, copy_workers: written.copy_workers })
+    Ok(Limits {
+        memory_bytes,
+        copy_workers: written.copy_workers,
+    })
 }
 
 /// `"512MiB"`, `"1GB"`, `"1073741824"` as bytes.
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -177,9 +205,15 @@ fn expand_variables(
             return Err(value_error(file, "a \"${\" has no \"}\"", "write ${NAME}"));
         };
         let value = variable(name).ok_or_else(|| {
-            Error::new(&code::CONFIG_ENV, format!("environment variable \"{name}\" is not set"))
-                .with_detail(format!("project file \"{}\" uses ${{{name}}}", file.display()))
-                .with_hint(format!("export {name}=..., or write the value in the file"))
+            Error::new(
+                &code::CONFIG_ENV,
+                format!("environment variable \"{name}\" is not set"),
+            )
+            .with_detail(format!(
+                "project file \"{}\" uses ${{{name}}}",
+                file.display()
+            ))
+            .with_hint(format!("export {name}=..., or write the value in the file"))
         })?;
         expanded.push_str(&value);
         rest = tail;
@@ -198,14 +232,21 @@ fn explain(text: &str, file: &Path, error: &toml::de::Error) -> Error {
     let place = error.span().map_or_else(String::new, |span| {
         let before = text.get(..span.start).unwrap_or("");
         let line = before.matches('\n').count() + 1;
-        let shown = text.lines().nth(line - 1).unwrap_or("").trim();
-        format!(", line {line}: {shown}")
+        // The key alone: a value may be a secret.
+        let written = text.lines().nth(line - 1).unwrap_or("").trim();
+        let key = written
+            .split_once('=')
+            .map_or(written, |(key, _)| key.trim_end());
+        format!(", line {line}: {key}")
     });
     let detail = format!("project file \"{}\"{place}", file.display());
     let message = error.message();
     let Some(unknown) = message.strip_prefix("unknown field `") else {
-        return Error::new(&code::CONFIG_SYNTAX, message.lines().collect::<Vec<_>>().join(" "))
-            .with_detail(detail);
+        return Error::new(
+            &code::CONFIG_SYNTAX,
+            message.lines().collect::<Vec<_>>().join(" "),
+        )
+        .with_detail(detail);
     };
     let mut quoted = unknown.split('`').step_by(2);
     let key = quoted.next().unwrap_or("");
@@ -216,14 +257,25 @@ fn explain(text: &str, file: &Path, error: &toml::de::Error) -> Error {
     });
     let hint = nearest.map_or_else(
         || code::CONFIG_KEY.hint.to_owned(),
-        |nearest| format!("did you mean \"{nearest}\"? valid here: {}", valid.join(", ")),
+        |nearest| {
+            format!(
+                "did you mean \"{nearest}\"? valid here: {}",
+                valid.join(", ")
+            )
+        },
     );
-    Error::new(&code::CONFIG_KEY, format!("unknown key \"{key}\"")).with_detail(detail).with_hint(hint)
+    Error::new(&code::CONFIG_KEY, format!("unknown key \"{key}\""))
+        .with_detail(detail)
+        .with_hint(hint)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "tests fail by panicking"
+    )]
     use super::*;
 
     const SMALL: &str = "[source.shop]\ntype = \"postgres\"\nurl = \"postgres://u@h/db\"\n\
@@ -249,8 +301,16 @@ mod tests {
     fn an_unknown_key_names_its_line_and_the_nearest_valid_key() {
         let error = read(&SMALL.replace("url", "ulr")).unwrap_err();
         assert!(error.is(&code::CONFIG_KEY), "{error}");
-        assert!(error.hint().contains("did you mean \"url\""), "{}", error.hint());
-        assert!(error.detail().unwrap().contains("line 3"), "{:?}", error.detail());
+        assert!(
+            error.hint().contains("did you mean \"url\""),
+            "{}",
+            error.hint()
+        );
+        assert!(
+            error.detail().unwrap().contains("line 3"),
+            "{:?}",
+            error.detail()
+        );
     }
 
     #[test]
@@ -277,8 +337,14 @@ mod tests {
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[tables.orders]\n[lake]"),
-            ("[lake]", "[tables.\"public.a\"]\nmetadata_columns = [\"x\"]\n[lake]"),
-            ("[lake]", "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 1\n[lake]"),
+            (
+                "[lake]",
+                "[tables.\"public.a\"]\nmetadata_columns = [\"x\"]\n[lake]",
+            ),
+            (
+                "[lake]",
+                "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 1\n[lake]",
+            ),
         ] {
             assert!(read(&SMALL.replace(from, to)).is_err(), "{to} was taken");
         }

@@ -98,7 +98,10 @@ struct LimitsFile {
 
 impl Default for LimitsFile {
     fn default() -> Self {
-        Self { memory: "1GiB".to_owned(), copy_workers: 2 }
+        Self {
+            memory: "1GiB".to_owned(),
+            copy_workers: 2,
+        }
     }
 }
 
@@ -148,7 +151,11 @@ pub struct CommitSettings {
 
 impl Default for CommitSettings {
     fn default() -> Self {
-        Self { min_interval_ms: 100, max_interval_ms: 5_000, delta_checkpoint_every_commits: 100 }
+        Self {
+            min_interval_ms: 100,
+            max_interval_ms: 5_000,
+            delta_checkpoint_every_commits: 100,
+        }
     }
 }
 

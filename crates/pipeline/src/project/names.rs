@@ -50,7 +50,10 @@ mod tests {
 
     #[test]
     fn names_that_collide_are_refused_until_one_is_renamed() {
-        let tables = [TableId::new("public", "orders"), TableId::new("public", "Orders")];
+        let tables = [
+            TableId::new("public", "orders"),
+            TableId::new("public", "Orders"),
+        ];
         let error = assign_names(&project(""), &tables).unwrap_err();
         assert!(error.is(&code::CONFIG_NAMES));
         let renamed = project("[tables.\"public.Orders\"]\nname = \"orders_2\"\n");

@@ -12,7 +12,12 @@ pub struct InitAnswers {
 /// The text of a new project file.
 #[must_use]
 pub fn render(answers: &InitAnswers) -> String {
-    let InitAnswers { source_name, url, tables, lake_path } = answers;
+    let InitAnswers {
+        source_name,
+        url,
+        tables,
+        lake_path,
+    } = answers;
     let tables: Vec<String> = tables.iter().map(|table| quote(table)).collect();
     let (url, lake_path, tables) = (quote(url), quote(lake_path), tables.join(", "));
     format!(

@@ -95,9 +95,9 @@ pub(super) async fn prepare(
     let resync = pending_resync(&pipeline.project);
     let owners = open_owners(&pipeline, &resync).await?;
     let slot = slot::state(&client, &pipeline.project.source.slot).await?;
-    let gaps_known = owners.iter().all(|owner| {
-        owner.position() == Lsn::ZERO || resync.contains(&owner.table().schema.id)
-    });
+    let gaps_known = owners
+        .iter()
+        .all(|owner| owner.position() == Lsn::ZERO || resync.contains(&owner.table().schema.id));
     let slot = usable_slot(&pipeline, &client, slot, gaps_known).await?;
     check_not_behind(&owners, slot.as_ref(), &system)?;
     take_owners(&mut pipeline, owners, &resync)?;
@@ -106,13 +106,19 @@ pub(super) async fn prepare(
         None => {
             let name = pipeline.project.source.slot.clone();
             tracing::info!(slot = %name, "creating the replication slot");
-            Some(connection.create_slot(&name, SlotKind { temporary: false }).await?)
+            Some(
+                connection
+                    .create_slot(&name, SlotKind { temporary: false })
+                    .await?,
+            )
         }
     };
     copy::slot_created();
     prepare_queued(&pipeline).await?;
     let mut sessions = None;
-    let mut start = slot.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+    let mut start = slot
+        .and_then(|slot| slot.confirmed_flush_lsn)
+        .unwrap_or_default();
     if let Some(created) = created {
         start = created.consistent_point;
         let snapshot = ExportedSnapshot::of_slot(&created);
@@ -161,7 +167,10 @@ async fn check(project: &Project, options: &ConnectOptions) -> Result<()> {
     Ok(())
 }
 
-type Tables = (BTreeMap<TableId, Arc<SourceTable>>, BTreeMap<TableId, String>);
+type Tables = (
+    BTreeMap<TableId, Arc<SourceTable>>,
+    BTreeMap<TableId, String>,
+);
 
 async fn load_tables(project: &Project, client: &Client) -> Result<Tables> {
     let mut tables = catalog::load_tables(client, &selection(project)).await?;
@@ -179,8 +188,10 @@ async fn load_tables(project: &Project, client: &Client) -> Result<Tables> {
     });
     if tables.is_empty() {
         let patterns = project.source.tables.join(", ");
-        return Err(Error::new(&code::PG_NO_TABLES, "no table of the source matches")
-            .with_detail(format!("tables = [{patterns}]")));
+        return Err(
+            Error::new(&code::PG_NO_TABLES, "no table of the source matches")
+                .with_detail(format!("tables = [{patterns}]")),
+        );
     }
     for table in &tables {
         for note in &table.notes {
@@ -189,7 +200,9 @@ async fn load_tables(project: &Project, client: &Client) -> Result<Tables> {
     }
     let ids: Vec<TableId> = tables.iter().map(|table| table.schema.id.clone()).collect();
     let names = assign_names(project, &ids)?;
-    let known = tables.into_iter().map(|table| (table.schema.id.clone(), Arc::new(table)));
+    let known = tables
+        .into_iter()
+        .map(|table| (table.schema.id.clone(), Arc::new(table)));
     Ok((known.collect(), names))
 }
 
@@ -214,7 +227,10 @@ fn open_lake(project: &Project) -> Result<Lake> {
 }
 
 fn pending_resync(project: &Project) -> BTreeSet<TableId> {
-    requests::pending(&project.state_dir()).into_iter().map(|request| request.table).collect()
+    requests::pending(&project.state_dir())
+        .into_iter()
+        .map(|request| request.table)
+        .collect()
 }
 
 fn finish_requests(project: &Project) {
@@ -224,10 +240,7 @@ fn finish_requests(project: &Project) {
 }
 
 /// Opens all tables' bronze and silver, a few at a time.
-async fn open_owners(
-    pipeline: &Pipeline,
-    resync: &BTreeSet<TableId>,
-) -> Result<Vec<TableOwner>> {
+async fn open_owners(pipeline: &Pipeline, resync: &BTreeSet<TableId>) -> Result<Vec<TableOwner>> {
     let mut opening = JoinSet::new();
     for (id, table) in &pipeline.known {
         let identity = pipeline.identity(id)?;
@@ -273,7 +286,9 @@ async fn usable_slot(
         if may_start_anew {
             return Ok(None);
         }
-        return Err(lost(format!("replication slot \"{name}\" does not exist any more")));
+        return Err(lost(format!(
+            "replication slot \"{name}\" does not exist any more"
+        )));
     };
     if slot.plugin.as_deref() != Some("pgoutput")
         || slot.database.as_deref() != Some(pipeline.options.database.as_str())
@@ -294,7 +309,9 @@ async fn usable_slot(
             slot::drop_slot(client, name).await?;
             return Ok(None);
         }
-        return Err(lost(format!("replication slot \"{name}\" was invalidated: {reason}")));
+        return Err(lost(format!(
+            "replication slot \"{name}\" was invalidated: {reason}"
+        )));
     }
     Ok(Some(slot))
 }
@@ -305,13 +322,22 @@ fn check_not_behind(
     slot: Option<&SlotState>,
     system: &SystemIdentity,
 ) -> Result<()> {
-    let furthest = owners.iter().map(TableOwner::position).max().unwrap_or_default();
-    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+    let furthest = owners
+        .iter()
+        .map(TableOwner::position)
+        .max()
+        .unwrap_or_default();
+    let confirmed = slot
+        .and_then(|slot| slot.confirmed_flush_lsn)
+        .unwrap_or_default();
     let known = furthest.max(confirmed);
     if system.flush_lsn < known {
         return Err(Error::new(
             &code::PG_BEHIND,
-            format!("the server is at {}, but the lake has changes up to {known}", system.flush_lsn),
+            format!(
+                "the server is at {}, but the lake has changes up to {known}",
+                system.flush_lsn
+            ),
         )
         .with_detail("the server was restored from a backup, or a failover lost transactions"));
     }
@@ -339,7 +365,10 @@ async fn prepare_queued(pipeline: &Pipeline) -> Result<()> {
 
 impl Pipeline {
     pub(super) fn identity(&self, id: &TableId) -> Result<alluvium_lake::Owner> {
-        let name = self.names.get(id).ok_or_else(|| Error::bug("a table has no lake name"))?;
+        let name = self
+            .names
+            .get(id)
+            .ok_or_else(|| Error::bug("a table has no lake name"))?;
         Ok(alluvium_lake::Owner {
             pipeline: self.project.pipeline.clone(),
             source: self.project.source.name.clone(),
@@ -373,7 +402,11 @@ impl Pipeline {
         self.owner_tasks.spawn(task);
         self.stream.assembler.know(Arc::clone(&table))?;
         if needs_copy {
-            self.copy_queue.push(CopyTarget { table, owner: handle.clone(), afresh: asked });
+            self.copy_queue.push(CopyTarget {
+                table,
+                owner: handle.clone(),
+                afresh: asked,
+            });
         }
         self.stream.owners.insert(id, handle);
         Ok(())
@@ -392,7 +425,10 @@ async fn start_stream(
     loop {
         match connection.start(name, start, &pipeline.publications).await {
             Err(error) if error.is(&code::PG_SLOT_ACTIVE) && since.elapsed() < PATIENCE => {
-                tracing::info!(detail = error.detail().unwrap_or(""), "waiting for the slot");
+                tracing::info!(
+                    detail = error.detail().unwrap_or(""),
+                    "waiting for the slot"
+                );
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 *connection = ReplicationConnection::connect(&pipeline.options).await?;
             }

@@ -58,7 +58,9 @@ impl Pipeline {
                 self.help(need).await?;
             }
             self.stream.cut_if_due()?;
-            let behind = self.target.is_some_and(|target| self.stream.flushed() < target);
+            let behind = self
+                .target
+                .is_some_and(|target| self.stream.flushed() < target);
             self.stream.tell_server(connection, false).await?;
             if self.is_finished() {
                 return Ok(());
@@ -90,7 +92,9 @@ impl Pipeline {
     }
 
     fn is_finished(&self) -> bool {
-        let Some(target) = self.target else { return false };
+        let Some(target) = self.target else {
+            return false;
+        };
         if self.stream.flushed() < target
             || !self.stream.is_settled()
             || !self.copy_queue.is_empty()
@@ -99,7 +103,10 @@ impl Pipeline {
             return false;
         }
         let status = self.board.read();
-        status.tables.values().all(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
+        status
+            .tables
+            .values()
+            .all(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
     }
 
     fn heed(&mut self, event: Event) -> Result<()> {
@@ -111,7 +118,11 @@ impl Pipeline {
                 if let Some(table) = self.known.get(&id) {
                     let owner = self.stream.owner(&id)?.clone();
                     let table = Arc::clone(table);
-                    self.copy_queue.push(CopyTarget { table, owner, afresh: true });
+                    self.copy_queue.push(CopyTarget {
+                        table,
+                        owner,
+                        afresh: true,
+                    });
                     self.start_copy_job(None);
                 }
             }
@@ -143,7 +154,12 @@ impl Pipeline {
         match need {
             Need::Failed(failure) => {
                 let owner = self.stream.owner(&failure.table)?.clone();
-                owner.send(Command::Broken { at: failure.at, error: failure.error }).await
+                owner
+                    .send(Command::Broken {
+                        at: failure.at,
+                        error: failure.error,
+                    })
+                    .await
             }
             Need::Catalog(relation) => self.learn(relation).await,
         }
@@ -152,8 +168,7 @@ impl Pipeline {
     /// The stream spoke of a relation, or of columns, that are not known yet.
     async fn learn(&mut self, relation: Relation) -> Result<()> {
         let client = connect::connect(&self.options).await?;
-        let table =
-            catalog::load_table(&client, &relation.id, &selection(&self.project)).await?;
+        let table = catalog::load_table(&client, &relation.id, &selection(&self.project)).await?;
         let table = table
             .filter(|table| table.refused.is_none() && table.schema.relation_oid == relation.oid)
             .map(Arc::new);
@@ -166,7 +181,12 @@ impl Pipeline {
         match self.stream.step(step)? {
             Some(Need::Failed(failure)) => {
                 let owner = self.stream.owner(&failure.table)?.clone();
-                owner.send(Command::Broken { at: failure.at, error: failure.error }).await
+                owner
+                    .send(Command::Broken {
+                        at: failure.at,
+                        error: failure.error,
+                    })
+                    .await
             }
             _ => Ok(()),
         }
@@ -189,7 +209,11 @@ impl Pipeline {
             Ok(step) => {
                 self.stream.flush_parts().await?;
                 let ended = self.stream.last_ended();
-                let shape = Command::Shape { table: Arc::clone(&table), step, ended };
+                let shape = Command::Shape {
+                    table: Arc::clone(&table),
+                    step,
+                    ended,
+                };
                 self.stream.owner(&id)?.clone().send(shape).await?;
                 self.stream.assembler.know(Arc::clone(&table))?;
                 self.known.insert(id, table);
@@ -197,7 +221,10 @@ impl Pipeline {
             }
             Err(error) => {
                 self.stream.assembler.ignore(known.schema.relation_oid);
-                let broken = Command::Broken { at: self.stream.received(), error };
+                let broken = Command::Broken {
+                    at: self.stream.received(),
+                    error,
+                };
                 self.stream.owner(&id)?.clone().send(broken).await?;
                 Ok(false)
             }
@@ -244,8 +271,7 @@ impl Pipeline {
                 Some(known) if known.schema.relation_oid == table.schema.relation_oid => {
                     // In the middle of a transaction the stream itself will tell.
                     if !self.stream.assembler.in_transaction()
-                        && shape_step(known.schema.arrow(), &table)
-                            .is_ok()
+                        && shape_step(known.schema.arrow(), &table).is_ok()
                     {
                         self.take_in(table).await?;
                     }
@@ -253,7 +279,11 @@ impl Pipeline {
                 Some(_) => {}
             }
         }
-        if joined { self.publish_new_tables().await } else { Ok(()) }
+        if joined {
+            self.publish_new_tables().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Publishes tables whose owners are ready, then copies them: in this order no change is missed.
@@ -297,7 +327,11 @@ impl Pipeline {
                     tracing::info!(table = %id, "copying afresh, as asked");
                     let table = Arc::new(table);
                     self.stream.flush_parts().await?;
-                    let target = CopyTarget { table: Arc::clone(&table), owner, afresh: true };
+                    let target = CopyTarget {
+                        table: Arc::clone(&table),
+                        owner,
+                        afresh: true,
+                    };
                     crate::copy::prepare(&target).await?;
                     self.stream.assembler.know(Arc::clone(&table))?;
                     self.known.insert(id.clone(), table);
@@ -313,7 +347,9 @@ impl Pipeline {
 }
 
 fn is_of_lake(error: &Error) -> bool {
-    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY].into_iter().any(|c| error.is(c))
+    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY]
+        .into_iter()
+        .any(|c| error.is(c))
 }
 
 /// Loads the selected tables now and then, on a connection of its own.

@@ -47,7 +47,10 @@ pub struct Failure {
 pub enum Step {
     Continue,
     /// A transaction ended: everything up to `position` is in the batches.
-    Committed { position: Lsn, end_lsn: Lsn },
+    Committed {
+        position: Lsn,
+        end_lsn: Lsn,
+    },
     /// The relation is unknown, or has columns that are: look in the catalog, then call
     /// [`Assembler::resolve`] before the next message.
     Unknown(Relation),
@@ -126,15 +129,20 @@ impl Assembler {
             Entry::Ignored => 0,
         });
         decoding.sum::<usize>()
-            + self.finished.iter().map(ChangeBatch::memory_bytes).sum::<usize>()
+            + self
+                .finished
+                .iter()
+                .map(ChangeBatch::memory_bytes)
+                .sum::<usize>()
     }
 
     #[must_use]
     pub fn has_rows(&self) -> bool {
         !self.finished.is_empty()
-            || self.entries.values().any(
-                |entry| matches!(entry, Entry::Decoding(decoder) if decoder.num_rows() > 0),
-            )
+            || self
+                .entries
+                .values()
+                .any(|entry| matches!(entry, Entry::Decoding(decoder) if decoder.num_rows() > 0))
     }
 
     /// Takes the rows decoded so far: for each table in source order.
@@ -194,9 +202,11 @@ impl Assembler {
             Message::Insert { relation_oid, new } => {
                 self.event(relation_oid, Op::Insert, Some(&new), None)
             }
-            Message::Update { relation_oid, old, new } => {
-                self.event(relation_oid, Op::Update, Some(&new), old.tuple().as_ref())
-            }
+            Message::Update {
+                relation_oid,
+                old,
+                new,
+            } => self.event(relation_oid, Op::Update, Some(&new), old.tuple().as_ref()),
             Message::Delete { relation_oid, old } => {
                 self.event(relation_oid, Op::Delete, old.tuple().as_ref(), None)
             }
@@ -243,7 +253,11 @@ impl Assembler {
     ///
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
-    pub fn resolve(&mut self, relation: &Relation, table: Option<Arc<SourceTable>>) -> Result<Step> {
+    pub fn resolve(
+        &mut self,
+        relation: &Relation,
+        table: Option<Arc<SourceTable>>,
+    ) -> Result<Step> {
         let Some(table) = table else {
             let Some(known) = self.known.get(&relation.oid).cloned() else {
                 self.replace(relation.oid, Entry::Ignored)?;
@@ -258,7 +272,10 @@ impl Assembler {
                 Ok(Step::Continue)
             }
             Err(ShapeChange::Added(columns)) => {
-                let what = format!("columns {} are not in the catalog any more", columns.join(", "));
+                let what = format!(
+                    "columns {} are not in the catalog any more",
+                    columns.join(", ")
+                );
                 Ok(self.fail(&table, incompatible(&table, &what)))
             }
             Err(ShapeChange::Incompatible(what)) => {
@@ -277,9 +294,15 @@ impl Assembler {
     }
 
     fn fail(&mut self, table: &SourceTable, error: Error) -> Step {
-        let at = self.transaction.map_or(Lsn::ZERO, |transaction| transaction.commit_lsn);
+        let at = self
+            .transaction
+            .map_or(Lsn::ZERO, |transaction| transaction.commit_lsn);
         self.ignore(table.schema.relation_oid);
-        Step::Failed(Failure { table: table.schema.id.clone(), at, error })
+        Step::Failed(Failure {
+            table: table.schema.id.clone(),
+            at,
+            error,
+        })
     }
 
     fn event(
@@ -316,7 +339,12 @@ fn out_of_order(what: &str) -> Error {
 
 fn incompatible(table: &SourceTable, what: &str) -> Error {
     let id = &table.schema.id;
-    Error::new(&code::SCHEMA_CHANGED, format!("table \"{id}\" changed: {what}"))
-        .with_detail("the other tables go on; this one is kept as it was before the change")
-        .with_hint(format!("copy it afresh in its new shape: alluvium resync {id}"))
+    Error::new(
+        &code::SCHEMA_CHANGED,
+        format!("table \"{id}\" changed: {what}"),
+    )
+    .with_detail("the other tables go on; this one is kept as it was before the change")
+    .with_hint(format!(
+        "copy it afresh in its new shape: alluvium resync {id}"
+    ))
 }

@@ -9,8 +9,8 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
 use super::assembler::{Relation, Transaction};
 use crate::catalog::SourceTable;
-use crate::pgoutput::{TupleData, TupleValue};
 use crate::copy::invalid_value;
+use crate::pgoutput::{TupleData, TupleValue};
 use crate::type_map::ColumnPlan;
 use crate::value::ColumnBuilder;
 
@@ -82,7 +82,11 @@ impl TableDecoder {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         const FIXED_BYTES_PER_ROW: usize = 48;
-        let columns = self.new.iter().chain(&self.old).map(ColumnBuilder::memory_bytes);
+        let columns = self
+            .new
+            .iter()
+            .chain(&self.old)
+            .map(ColumnBuilder::memory_bytes);
         columns.sum::<usize>() + self.ops.len() * FIXED_BYTES_PER_ROW
     }
 
@@ -102,7 +106,13 @@ impl TableDecoder {
         let row = u32::try_from(self.ops.len())
             .map_err(|_| Error::bug("a batch of changes grew beyond 2^32 rows"))?;
         match new {
-            Some(tuple) => self.push_image(tuple, Image::New { row, whole: op != Op::Delete })?,
+            Some(tuple) => self.push_image(
+                tuple,
+                Image::New {
+                    row,
+                    whole: op != Op::Delete,
+                },
+            )?,
             None => self.new.iter_mut().for_each(ColumnBuilder::append_null),
         }
         let old_row = match old {
@@ -123,7 +133,11 @@ impl TableDecoder {
     }
 
     fn push_image(&mut self, tuple: &TupleData<'_>, image: Image) -> Result<()> {
-        let builders = if matches!(image, Image::Old) { &mut self.old } else { &mut self.new };
+        let builders = if matches!(image, Image::Old) {
+            &mut self.old
+        } else {
+            &mut self.new
+        };
         let mut places = self.place_of.iter();
         let first_unchanged = self.unchanged.len();
         for value in tuple {
@@ -161,7 +175,9 @@ impl TableDecoder {
         self.unchanged[first_unchanged..].sort_unstable();
         let fill = !matches!(image, Image::New { whole: false, .. });
         for (place, missing) in &self.absent {
-            let Some(builder) = builders.get_mut(*place) else { continue };
+            let Some(builder) = builders.get_mut(*place) else {
+                continue;
+            };
             match missing {
                 Some(text) if fill => builder
                     .append_text(text)
@@ -192,7 +208,10 @@ impl TableDecoder {
         let old = if old_count == 0 {
             None
         } else {
-            Some(OldImages { row_of, rows: finish(schema, &mut self.old, old_count)? })
+            Some(OldImages {
+                row_of,
+                rows: finish(schema, &mut self.old, old_count)?,
+            })
         };
         Ok(Some(ChangeBatch {
             table: Arc::clone(schema),
@@ -233,7 +252,13 @@ fn match_columns(table: &SourceTable, relation: &Relation) -> Result<Matched, Sh
             }
             Some(_) => {}
         }
-        place_of.push(table.schema.columns.iter().position(|c| c.name == column.name));
+        place_of.push(
+            table
+                .schema
+                .columns
+                .iter()
+                .position(|c| c.name == column.name),
+        );
     }
     if !added.is_empty() {
         return Err(ShapeChange::Added(added));
@@ -246,15 +271,23 @@ fn match_columns(table: &SourceTable, relation: &Relation) -> Result<Matched, Sh
         // The catalog is ahead of the stream: these rows were written before the column was
         // added, and show its missing value ever since.
         let attribute = table.attributes.iter().find(|a| a.name == column.name);
-        let missing = attribute.and_then(|a| a.missing_value.clone()).map(String::into_bytes);
+        let missing = attribute
+            .and_then(|a| a.missing_value.clone())
+            .map(String::into_bytes);
         absent.push((place, missing));
     }
     Ok((place_of, absent))
 }
 
-fn finish(schema: &TableSchema, builders: &mut [ColumnBuilder], rows: usize) -> Result<RecordBatch> {
-    let columns: Vec<ArrayRef> =
-        builders.iter_mut().map(ColumnBuilder::finish).collect::<Result<_>>()?;
+fn finish(
+    schema: &TableSchema,
+    builders: &mut [ColumnBuilder],
+    rows: usize,
+) -> Result<RecordBatch> {
+    let columns: Vec<ArrayRef> = builders
+        .iter_mut()
+        .map(ColumnBuilder::finish)
+        .collect::<Result<_>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(schema.arrow()), columns, &options)
         .map_err(|error| Error::bug("decoded columns do not form a batch").with_source(error))
@@ -262,7 +295,9 @@ fn finish(schema: &TableSchema, builders: &mut [ColumnBuilder], rows: usize) -> 
 
 /// The row's key for people, `(7, a)`; empty without one.
 fn row_name(table: &SourceTable, tuple: &TupleData<'_>, place_of: &[Option<usize>]) -> String {
-    let Identity::Key(key) = &table.schema.identity else { return String::new() };
+    let Identity::Key(key) = &table.schema.identity else {
+        return String::new();
+    };
     let text = |place: &usize| {
         let mut values = tuple.iter().zip(place_of);
         match values.find(|(_, at)| at.as_ref() == Some(place))? {
@@ -270,7 +305,9 @@ fn row_name(table: &SourceTable, tuple: &TupleData<'_>, place_of: &[Option<usize
             _ => None,
         }
     };
-    let texts: Vec<String> =
-        key.iter().map(|place| text(place).unwrap_or_else(|| "?".to_owned())).collect();
+    let texts: Vec<String> = key
+        .iter()
+        .map(|place| text(place).unwrap_or_else(|| "?".to_owned()))
+        .collect();
     format!("({})", texts.join(", "))
 }

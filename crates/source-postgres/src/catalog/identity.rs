@@ -94,10 +94,10 @@ pub(super) fn decide(
         Decision::WholeRow => leaf.sent() != Sent::Everything,
         Decision::AppendOnly => false,
     });
-    if let (Some(leaf), false) = (weakest, key_override.is_empty()) {
-        if leaf.sent() != Sent::Nothing {
-            return Err(key_not_sent(quoted, key_override, leaf));
-        }
+    if let (Some(leaf), false) = (weakest, key_override.is_empty())
+        && leaf.sent() != Sent::Nothing
+    {
+        return Err(key_not_sent(quoted, key_override, leaf));
     }
     if let Some(leaf) = weakest {
         notes.push(format!(

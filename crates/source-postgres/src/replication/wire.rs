@@ -214,14 +214,13 @@ impl Wire {
     pub(super) async fn flush(&mut self) -> Result<()> {
         let lost = |error| map_io(error, "writing to the server");
         while !self.to_send.is_empty() {
-            match self
+            let written = self
                 .transport
                 .write_buf(&mut self.to_send)
                 .await
-                .map_err(lost)?
-            {
-                0 => return Err(lost(io::ErrorKind::WriteZero.into())),
-                _ => {}
+                .map_err(lost)?;
+            if written == 0 {
+                return Err(lost(io::ErrorKind::WriteZero.into()));
             }
         }
         self.transport.flush().await.map_err(lost)

@@ -12,7 +12,9 @@ use super::*;
 
 fn stats_of(columns: Vec<(&str, ArrayRef)>) -> Value {
     let batch = RecordBatch::try_from_iter_with_nullable(
-        columns.into_iter().map(|(name, column)| (name, column, true)),
+        columns
+            .into_iter()
+            .map(|(name, column)| (name, column, true)),
     )
     .unwrap();
     let mut collector = StatsCollector::new(&batch.schema());
@@ -26,9 +28,28 @@ fn stats_of(columns: Vec<(&str, ArrayRef)>) -> Value {
 #[test]
 fn plain_types_have_tight_bounds() {
     let stats = stats_of(vec![
-        ("i", Arc::new(Int64Array::from(vec![Some(i64::MAX), None, Some(i64::MIN), Some(3)]))),
-        ("s", Arc::new(StringArray::from(vec![Some("b"), Some("a\"\n"), None, Some("c")]))),
-        ("d", Arc::new(Date32Array::from(vec![Some(0), Some(-1), None, None]))),
+        (
+            "i",
+            Arc::new(Int64Array::from(vec![
+                Some(i64::MAX),
+                None,
+                Some(i64::MIN),
+                Some(3),
+            ])),
+        ),
+        (
+            "s",
+            Arc::new(StringArray::from(vec![
+                Some("b"),
+                Some("a\"\n"),
+                None,
+                Some("c"),
+            ])),
+        ),
+        (
+            "d",
+            Arc::new(Date32Array::from(vec![Some(0), Some(-1), None, None])),
+        ),
         (
             "n",
             Arc::new(
@@ -76,16 +97,30 @@ fn what_readers_could_get_wrong_has_no_bounds() {
     ]);
     let stats = stats_of(vec![
         ("nan", Arc::new(Float64Array::from(vec![1.0, f64::NAN]))),
-        ("infinite", Arc::new(Float32Array::from(vec![f32::NEG_INFINITY, 1.0]))),
+        (
+            "infinite",
+            Arc::new(Float32Array::from(vec![f32::NEG_INFINITY, 1.0])),
+        ),
         (
             "wide",
             Arc::new(
-                Decimal128Array::from(vec![1, 2]).with_precision_and_scale(16, 0).unwrap(),
+                Decimal128Array::from(vec![1, 2])
+                    .with_precision_and_scale(16, 0)
+                    .unwrap(),
             ),
         ),
         ("far", Arc::new(Date32Array::from(vec![far, 4 * far]))),
-        ("old", Arc::new(TimestampMicrosecondArray::from(vec![0, -70_000_000_000_000_000]))),
-        ("bytes", Arc::new(BinaryArray::from(vec![b"a".as_slice(), b"b"]))),
+        (
+            "old",
+            Arc::new(TimestampMicrosecondArray::from(vec![
+                0,
+                -70_000_000_000_000_000,
+            ])),
+        ),
+        (
+            "bytes",
+            Arc::new(BinaryArray::from(vec![b"a".as_slice(), b"b"])),
+        ),
         ("struct", Arc::new(structs)),
         ("list", Arc::new(lists)),
     ]);
@@ -104,8 +139,18 @@ fn floats_hold_in_single_and_double_precision() {
     ]);
     let max = stats["maxValues"]["f"].as_f64().unwrap();
     assert!(max >= f64::from(0.1_f32));
-    assert!(stats["minValues"]["zero"].as_f64().unwrap().is_sign_negative());
-    assert!(stats["maxValues"]["zero"].as_f64().unwrap().is_sign_positive());
+    assert!(
+        stats["minValues"]["zero"]
+            .as_f64()
+            .unwrap()
+            .is_sign_negative()
+    );
+    assert!(
+        stats["maxValues"]["zero"]
+            .as_f64()
+            .unwrap()
+            .is_sign_positive()
+    );
 }
 
 #[test]
@@ -113,7 +158,10 @@ fn long_texts_are_cut_outwards() {
     let long = format!("{}ä", "x".repeat(40));
     let top = format!("{}{}", "y".repeat(32), char::MAX);
     let stats = stats_of(vec![
-        ("long", Arc::new(StringArray::from(vec![long.as_str(), long.as_str()]))),
+        (
+            "long",
+            Arc::new(StringArray::from(vec![long.as_str(), long.as_str()])),
+        ),
         ("top", Arc::new(StringArray::from(vec!["a", top.as_str()]))),
     ]);
     let (low, high) = (
@@ -121,7 +169,10 @@ fn long_texts_are_cut_outwards() {
         stats["maxValues"]["long"].as_str().unwrap().to_owned(),
     );
     assert!(low <= long && high >= long, "{low} {high}");
-    assert!(stats["maxValues"].get("top").is_none(), "nothing is above it");
+    assert!(
+        stats["maxValues"].get("top").is_none(),
+        "nothing is above it"
+    );
 }
 
 #[test]
@@ -132,12 +183,36 @@ fn what_is_written_is_read_back() {
         "maxValues":{"t":"2023-11-14T22:13:20.124Z"},"nullCount":{"i":1}}"#;
     let bounds = crate::write::parse_bounds(
         stats,
-        &[("t", &utc), ("n", &decimal), ("i", &DataType::Int16), ("absent", &DataType::Utf8)],
+        &[
+            ("t", &utc),
+            ("n", &decimal),
+            ("i", &DataType::Int16),
+            ("absent", &DataType::Utf8),
+        ],
     );
     let min_t = bounds[0].min.clone().unwrap();
-    assert_eq!(min_t.as_primitive::<TimestampMicrosecondType>().value(0), 1_700_000_000_123_000);
-    assert_eq!(bounds[1].min.clone().unwrap().as_primitive::<Decimal128Type>().value(0), -125);
-    assert_eq!(bounds[2].min.clone().unwrap().as_primitive::<Int16Type>().value(0), 7);
+    assert_eq!(
+        min_t.as_primitive::<TimestampMicrosecondType>().value(0),
+        1_700_000_000_123_000
+    );
+    assert_eq!(
+        bounds[1]
+            .min
+            .clone()
+            .unwrap()
+            .as_primitive::<Decimal128Type>()
+            .value(0),
+        -125
+    );
+    assert_eq!(
+        bounds[2]
+            .min
+            .clone()
+            .unwrap()
+            .as_primitive::<Int16Type>()
+            .value(0),
+        7
+    );
     assert_eq!(bounds[2].null_count, Some(1));
     assert!(bounds[2].max.is_none() && bounds[3].min.is_none());
 }

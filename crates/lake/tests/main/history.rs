@@ -1,0 +1,125 @@
+//! Random histories leave in silver exactly the rows they leave in the source.
+
+use alluvium_change::{Identity, Lsn, Op};
+use alluvium_lake::{LakeSettings, MetadataColumn, OnConflict, Silver, SilverSettings};
+
+use crate::support::{Change, TestLake, batch, items, owner, read_items};
+use crate::workload::{Random, Source};
+
+/// Applies random transactions in random pieces, opening the table again now and then.
+fn run(seed: u64, identity: Identity, settings: LakeSettings) {
+    let test = TestLake::with(settings);
+    let schema = items(identity.clone());
+    let owner = owner("items");
+    let metadata = if seed % 2 == 0 {
+        vec![
+            MetadataColumn::CommitLsn,
+            MetadataColumn::CommitTime,
+            MetadataColumn::Op,
+        ]
+    } else {
+        Vec::new()
+    };
+    let silver_settings = SilverSettings {
+        on_conflict: OnConflict::Stop,
+        metadata_columns: metadata,
+    };
+    let open = || Silver::open(&test.lake, &owner, &schema, silver_settings.clone()).unwrap();
+    let mut silver = open();
+    silver.begin_copy(Lsn(100)).unwrap();
+    silver.finish_copy().unwrap();
+    let mut source = Source::new(seed, identity, 40);
+    let mut random = Random(seed ^ 0xABCD);
+    for round in 0..12 {
+        let mut all = Vec::new();
+        for _ in 0..1 + random.below(4) {
+            let size = 1 + usize::try_from(random.below(40)).unwrap();
+            all.extend(source.transaction(size));
+        }
+        // Pieces end where no two rows have one key: between the two steps of an exchange a key is
+        // double.
+        let mut from = 0;
+        while from < all.len() {
+            let mut to = (from + 1 + usize::try_from(random.below(30)).unwrap()).min(all.len());
+            while to < all.len() && doubled(&all[..to]) {
+                to += 1;
+            }
+            silver.apply(&batch(&schema, &all[from..to])).unwrap();
+            from = to;
+        }
+        let before = silver.version();
+        let version = silver.commit(Lsn(source.lsn)).unwrap();
+        if let Some(version) = version {
+            assert_eq!(version, before + 1, "one commit");
+            assert_eq!(silver.position(), Lsn(source.lsn));
+        }
+        if let Some(job) = silver.take_checkpoint_job() {
+            let done = job.run().unwrap();
+            silver.adopt_checkpoint(done).unwrap();
+        }
+        assert_eq!(silver.num_rows(), source.heap.rows().len() as u64);
+        if random.chance(40) {
+            drop(silver);
+            silver = open();
+        }
+        assert_eq!(
+            read_items(silver.dir()),
+            source.heap.rows(),
+            "seed {seed} round {round}"
+        );
+        assert_eq!(silver.index_len(), source.heap.rows().len());
+        // What was applied is skipped when it comes again.
+        let again = silver.apply(&batch(&schema, &all)).unwrap();
+        if version.is_some() {
+            assert_eq!(again.skipped, all.len() as u64);
+            assert!(!silver.has_staged());
+        } else {
+            drop(silver);
+            silver = open();
+            silver.set_position(Lsn(source.lsn)).unwrap();
+        }
+    }
+}
+
+/// Whether the changes may end between the two steps of a direct exchange of keys.
+fn doubled(changes: &[Change]) -> bool {
+    changes.last().is_some_and(|last| {
+        last.op == Op::Update && last.old.as_ref().is_some_and(|old| old.0 != last.new.0)
+    })
+}
+
+fn tiny() -> LakeSettings {
+    // Files of a few hundred bytes: every path of rolling over and closing is taken.
+    LakeSettings {
+        fsync: false,
+        target_file_bytes: 600,
+        staging_bytes: 1,
+        delta_checkpoint_every_commits: 3,
+        ..LakeSettings::default()
+    }
+}
+
+#[test]
+fn keyed_histories() {
+    for seed in 0..25 {
+        run(seed, Identity::Key(vec![0]), tiny());
+    }
+}
+
+#[test]
+fn keyed_histories_in_large_files() {
+    for seed in 100..112 {
+        let settings = LakeSettings {
+            fsync: false,
+            ..LakeSettings::default()
+        };
+        run(seed, Identity::Key(vec![0]), settings);
+    }
+}
+
+#[test]
+fn histories_of_whole_rows() {
+    for seed in 200..225 {
+        run(seed, Identity::WholeRow, tiny());
+    }
+}

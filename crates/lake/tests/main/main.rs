@@ -1,0 +1,15 @@
+//! Tables end to end: written through the public API, read back from their files.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod bronze;
+mod copy;
+mod errors;
+mod evolve;
+mod history;
+mod support;
+mod workload;

@@ -1,0 +1,214 @@
+//! Random histories of a table, with the rows they leave, as PostgreSQL would send them.
+
+use std::collections::BTreeMap;
+
+use alluvium_change::{Identity, Op};
+
+use crate::support::{Change, Row};
+
+/// A small generator of numbers: the same seed gives the same history.
+#[derive(Debug, Clone)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// What a table holds: rows by place, as a heap has them, so that equal rows are kept apart.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heap {
+    rows: BTreeMap<u64, Row>,
+    next: u64,
+}
+
+impl Heap {
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        crate::support::sorted(self.rows.values().cloned())
+    }
+
+    fn by_id(&self, id: i64) -> Option<u64> {
+        self.rows
+            .iter()
+            .find(|(_, row)| row.0 == id)
+            .map(|(place, _)| *place)
+    }
+}
+
+/// Makes histories.
+pub(crate) struct Source {
+    pub(crate) heap: Heap,
+    pub(crate) random: Random,
+    pub(crate) lsn: u64,
+    identity: Identity,
+    ids: i64,
+    counter: u64,
+}
+
+impl Source {
+    pub(crate) fn new(seed: u64, identity: Identity, ids: i64) -> Self {
+        Self {
+            heap: Heap::default(),
+            random: Random(seed),
+            lsn: 100,
+            identity,
+            ids,
+            counter: 0,
+        }
+    }
+
+    fn keyed(&self) -> bool {
+        matches!(self.identity, Identity::Key(_))
+    }
+
+    fn value(&mut self, few: u64) -> Option<String> {
+        self.counter += 1;
+        match self.random.below(10) {
+            0 => None,
+            _ if self.keyed() => Some(format!("v{}", self.counter)),
+            // Equal rows should happen.
+            _ => Some(format!("v{}", self.random.below(few))),
+        }
+    }
+
+    fn id(&mut self) -> i64 {
+        i64::try_from(self.random.below(u64::try_from(self.ids).unwrap())).unwrap()
+    }
+
+    /// Changes of one transaction.
+    pub(crate) fn transaction(&mut self, changes: usize) -> Vec<Change> {
+        self.lsn += 1 + self.random.below(50);
+        let mut made = Vec::new();
+        while made.len() < changes {
+            match self.random.below(100) {
+                0..30 => made.extend(self.insert()),
+                30..70 => made.extend(self.update()),
+                70..90 => made.extend(self.delete()),
+                90..97 if self.keyed() => made.extend(self.swap().unwrap_or_default()),
+                99 if self.random.chance(15) => {
+                    self.heap.rows.clear();
+                    made.push(Change {
+                        op: Op::Truncate,
+                        lsn: self.lsn,
+                        new: (0, None, None),
+                        old: None,
+                        unchanged: false,
+                    });
+                }
+                _ => made.extend(self.insert()),
+            }
+        }
+        made
+    }
+
+    fn change(&self, op: Op, new: Row, old: Option<Row>, unchanged: bool) -> Change {
+        Change {
+            op,
+            lsn: self.lsn,
+            new,
+            old,
+            unchanged,
+        }
+    }
+
+    fn insert(&mut self) -> Option<Change> {
+        let id = self.id();
+        if self.keyed() && self.heap.by_id(id).is_some() {
+            return None;
+        }
+        let new = (id, self.value(3), self.value(2));
+        self.heap.rows.insert(self.heap.next, new.clone());
+        self.heap.next += 1;
+        Some(self.change(Op::Insert, new, None, false))
+    }
+
+    fn any_place(&mut self) -> Option<u64> {
+        let count = self.heap.rows.len() as u64;
+        let nth = if count == 0 {
+            return None;
+        } else {
+            self.random.below(count)
+        };
+        self.heap
+            .rows
+            .keys()
+            .nth(usize::try_from(nth).unwrap())
+            .copied()
+    }
+
+    fn update(&mut self) -> Option<Change> {
+        let place = self.any_place()?;
+        let before = self.heap.rows.get(&place).cloned().unwrap();
+        let mut after = (before.0, self.value(3), self.value(2));
+        if self.random.chance(20) {
+            let id = self.id();
+            if !self.keyed() || self.heap.by_id(id).is_none() {
+                after.0 = id;
+            }
+        }
+        Some(self.update_to(place, after))
+    }
+
+    fn update_to(&mut self, place: u64, mut after: Row) -> Change {
+        let before = self.heap.rows.get(&place).cloned().unwrap();
+        let unchanged = before.2.is_some() && self.random.chance(40);
+        if unchanged {
+            after.2.clone_from(&before.2);
+        }
+        self.heap.rows.insert(place, after.clone());
+        let old = if self.keyed() {
+            // A whole old image now and then: a key under REPLICA IDENTITY FULL.
+            match self.random.below(10) {
+                0 => Some(before),
+                _ => (before.0 != after.0).then_some((before.0, None, None)),
+            }
+        } else {
+            Some(before)
+        };
+        self.change(Op::Update, after, old, unchanged)
+    }
+
+    fn delete(&mut self) -> Option<Change> {
+        let place = self.any_place()?;
+        let before = self.heap.rows.remove(&place)?;
+        let sent = if self.keyed() {
+            (before.0, None, None)
+        } else {
+            before
+        };
+        Some(self.change(Op::Delete, sent, None, false))
+    }
+
+    /// Exchanges the keys of two rows, through a third key or (a deferred constraint) directly.
+    fn swap(&mut self) -> Option<Vec<Change>> {
+        let (first, second) = (self.any_place()?, self.any_place()?);
+        if first == second {
+            return None;
+        }
+        let a = self.heap.rows.get(&first).cloned()?;
+        let b = self.heap.rows.get(&second).cloned()?;
+        let mut changes = Vec::new();
+        if self.random.chance(50) {
+            changes.push(self.update_to(first, (-1 - a.0, a.1.clone(), a.2.clone())));
+            changes.push(self.update_to(second, (a.0, b.1.clone(), b.2.clone())));
+            changes.push(self.update_to(first, (b.0, a.1, a.2)));
+        } else {
+            changes.push(self.update_to(first, (b.0, a.1, a.2)));
+            changes.push(self.update_to(second, (a.0, b.1, b.2)));
+        }
+        Some(changes)
+    }
+}
