@@ -3,17 +3,19 @@
 //! The kernel cannot combine them with file actions, nor replace a schema, so they are written
 //! wholly here, and the snapshot is built anew from the log afterwards.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result, failpoint};
 use arrow::datatypes::{DataType, Schema};
 use delta_kernel::snapshot::Snapshot;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::commit::{Commit, Committed, NewFile, now_ms};
 use super::committer::write_commit;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
+use super::mapping;
 use super::rows::LiveFile;
 use super::schema::to_delta;
 use super::table::{DeltaTable, ENGINE_INFO, foreign};
@@ -35,13 +37,7 @@ impl DeltaTable {
         }
         let vectors = self.write_vectors(commit)?;
         let now = now_ms();
-        let mut actions = vec![json!({"commitInfo": {
-            "timestamp": now,
-            "operation": operation,
-            "operationParameters": {},
-            "engineInfo": ENGINE_INFO,
-            "txnId": uuid::Uuid::new_v4().to_string(),
-        }})];
+        let mut actions = vec![json!({"commitInfo": commit_info(operation, now)})];
         actions.extend(self.protocol_action(schema)?);
         actions.push(self.metadata_action(schema, properties)?);
         for (app_id, version) in &commit.txns {
@@ -55,17 +51,12 @@ impl DeltaTable {
                 .zip(&vectors.adds)
                 .map(|(add, vector)| add_action(add, vector.as_ref())),
         );
-        let mut lines = Vec::new();
-        for action in actions {
-            lines.extend_from_slice(action.to_string().as_bytes());
-            lines.push(b'\n');
-        }
         if self.fsync {
             durable::sync_dir(&self.dir)?;
         }
         failpoint::hit("commit.data_synced");
         let version = self.version() + 1;
-        if write_commit(&self.dir, version, &lines, self.fsync)? == Link::Taken {
+        if write_commit(&self.dir, version, &lines(&actions), self.fsync)? == Link::Taken {
             return Err(foreign(&self.dir));
         }
         self.snapshot = Snapshot::builder_from(Arc::clone(&self.snapshot))
@@ -85,35 +76,36 @@ impl DeltaTable {
     fn metadata_action(&self, schema: &Schema, properties: &[(&str, String)]) -> Result<Value> {
         let bug = |e| Error::bug("a table's metadata is not JSON").with_source(e);
         let delta = to_delta(schema, &self.dir)?;
-        let schema_text = serde_json::to_string(&delta).map_err(bug)?;
         let current = self.snapshot.table_configuration().metadata();
         let mut metadata = serde_json::to_value(current).map_err(bug)?;
         let fields = metadata
             .as_object_mut()
             .ok_or_else(|| Error::bug("a table's metadata is no object"))?;
-        fields.insert("schemaString".to_owned(), schema_text.into());
-        fields.retain(|_, value| !value.is_null());
-        if let Some(configuration) = fields
-            .get_mut("configuration")
-            .and_then(Value::as_object_mut)
-        {
+        let mut schema_json = serde_json::to_value(&delta).map_err(bug)?;
+        let is_mapped = self.is_mapped() || mapping::is_needed(schema);
+        let configuration = fields.entry("configuration").or_insert_with(|| json!({}));
+        if let Some(configuration) = configuration.as_object_mut() {
             for (name, value) in properties {
                 configuration.insert((*name).to_owned(), value.clone().into());
             }
+            if is_mapped {
+                let held = serde_json::to_value(self.snapshot.schema().as_ref()).map_err(bug)?;
+                schema_json = mapping::map_columns(schema_json, Some(&held), configuration)?;
+            }
         }
+        fields.insert("schemaString".to_owned(), schema_json.to_string().into());
+        fields.retain(|_, value| !value.is_null());
         Ok(json!({"metaData": metadata}))
+    }
+
+    fn is_mapped(&self) -> bool {
+        let properties = self.snapshot.metadata_configuration();
+        properties.get(mapping::MODE_PROPERTY).is_some_and(|mode| mode != "none")
     }
 
     /// A new protocol, when the schema needs a feature the table does not have yet.
     fn protocol_action(&self, schema: &Schema) -> Result<Option<Value>> {
-        const FEATURE: &str = "timestampNtz";
-        if !schema
-            .fields()
-            .iter()
-            .any(|field| has_local_timestamp(field.data_type()))
-        {
-            return Ok(None);
-        }
+        let wanted = features(schema);
         let current = self.snapshot.table_configuration().protocol();
         let mut protocol = serde_json::to_value(current)
             .map_err(|e| Error::bug("a table's protocol is not JSON").with_source(e))?;
@@ -125,16 +117,88 @@ impl DeltaTable {
         fields.insert("minReaderVersion".to_owned(), 3.into());
         fields.insert("minWriterVersion".to_owned(), 7.into());
         for side in ["readerFeatures", "writerFeatures"] {
-            let features = fields.entry(side).or_insert_with(|| json!([]));
-            if let Some(features) = features.as_array_mut()
-                && !features.iter().any(|feature| feature == FEATURE)
-            {
-                features.push(FEATURE.into());
-                changed = true;
+            let has = fields.entry(side).or_insert_with(|| json!([]));
+            let Some(has) = has.as_array_mut() else { continue };
+            for feature in &wanted {
+                if !has.iter().any(|known| known == feature) {
+                    has.push((*feature).into());
+                    changed = true;
+                }
             }
         }
         Ok(changed.then(|| json!({"protocol": protocol})))
     }
+
+    /// Creates an empty table that needs column mapping, which the kernel would fill with physical
+    /// names of its own.
+    pub(super) fn create_mapped(
+        dir: &Path,
+        schema: &Schema,
+        properties: &[(&str, String)],
+        fsync: bool,
+    ) -> Result<Self> {
+        let bug = |e| Error::bug("a table's schema is not JSON").with_source(e);
+        let mut configuration: Map<String, Value> =
+            properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+        let schema_json = serde_json::to_value(to_delta(schema, dir)?).map_err(bug)?;
+        let schema_json = mapping::map_columns(schema_json, None, &mut configuration)?;
+        let mut wanted = features(schema);
+        if configuration.get("delta.enableDeletionVectors").is_some_and(|on| on == "true") {
+            wanted.push("deletionVectors");
+        }
+        let actions = [
+            json!({"commitInfo": commit_info("CREATE TABLE", now_ms())}),
+            json!({"protocol": {
+                "minReaderVersion": 3,
+                "minWriterVersion": 7,
+                "readerFeatures": wanted,
+                "writerFeatures": wanted,
+            }}),
+            json!({"metaData": {
+                "id": uuid::Uuid::new_v4().to_string(),
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": schema_json.to_string(),
+                "partitionColumns": [],
+                "configuration": configuration,
+                "createdTime": now_ms(),
+            }}),
+        ];
+        if write_commit(dir, 0, &lines(&actions), fsync)? == Link::Taken {
+            return Err(foreign(dir));
+        }
+        Self::open(dir, fsync)
+    }
+}
+
+/// Features that reading and writing such columns needs.
+fn features(schema: &Schema) -> Vec<&'static str> {
+    let mut features = Vec::new();
+    if schema.fields().iter().any(|field| has_local_timestamp(field.data_type())) {
+        features.push("timestampNtz");
+    }
+    if mapping::is_needed(schema) {
+        features.push(mapping::FEATURE);
+    }
+    features
+}
+
+fn commit_info(operation: &str, now: i64) -> Value {
+    json!({
+        "timestamp": now,
+        "operation": operation,
+        "operationParameters": {},
+        "engineInfo": ENGINE_INFO,
+        "txnId": uuid::Uuid::new_v4().to_string(),
+    })
+}
+
+fn lines(actions: &[Value]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for action in actions {
+        lines.extend_from_slice(action.to_string().as_bytes());
+        lines.push(b'\n');
+    }
+    lines
 }
 
 fn has_local_timestamp(data_type: &DataType) -> bool {

@@ -10,6 +10,7 @@ mod commit;
 mod committer;
 mod deletion_vector;
 mod engine;
+mod mapping;
 mod metadata;
 mod rows;
 mod schema;

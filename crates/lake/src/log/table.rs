@@ -17,6 +17,7 @@ use url::Url;
 
 use super::committer::{DurableCommitter, log_dir, remove_temporary_files};
 use super::engine::{Engine, engine, kernel_error, table_url};
+use super::mapping;
 use super::rows::{LiveFile, read_files};
 use super::schema::{to_arrow, to_delta};
 use crate::fs as durable;
@@ -68,6 +69,9 @@ impl DeltaTable {
     ) -> Result<Self> {
         durable::create_dir(dir, fsync)?;
         remove_temporary_files(dir)?;
+        if mapping::is_needed(schema) {
+            return Self::create_mapped(dir, schema, properties, fsync);
+        }
         let url = table_url(dir)?;
         let engine = engine()?;
         let failed = |e| kernel_error("create", dir, e);

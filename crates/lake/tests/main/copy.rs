@@ -198,7 +198,7 @@ fn a_value_nobody_has_asks_for_a_fresh_copy() {
         ..update(150, (99, Some("x".into()), None))
     };
     let error = silver.apply(&batch(&schema, &[unsent])).unwrap_err();
-    assert!(error.is(&code::RECOPY), "{error}");
+    assert!(error.is(&code::COPY_AGAIN), "{error}");
     // The handle is of no use any more; opened again, the copy can be begun anew.
     assert!(silver.begin_copy(Lsn(300)).unwrap_err().is(&code::BUG));
     drop(silver);
@@ -249,7 +249,7 @@ fn without_a_key_there_is_one_snapshot() {
         silver
             .stage_copied(&rows, Lsn(200))
             .unwrap_err()
-            .is(&code::RECOPY)
+            .is(&code::COPY_AGAIN)
     );
     silver.finish_copy().unwrap();
     let gone = Change {

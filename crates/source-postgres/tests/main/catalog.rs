@@ -152,7 +152,7 @@ async fn the_identity_matrix() {
               CREATE TABLE nothing (a int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
               CREATE TABLE by_index (a int PRIMARY KEY, u int NOT NULL); CREATE UNIQUE INDEX u ON by_index (u) INCLUDE (a);
               ALTER TABLE by_index REPLICA IDENTITY USING INDEX u;
-              CREATE TABLE deferrable (a int PRIMARY KEY DEFERRABLE);
+              CREATE TABLE checked_late (a int PRIMARY KEY DEFERRABLE);
               CREATE TABLE part (k int, v text, PRIMARY KEY (k)) PARTITION BY RANGE (k);
               CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
               CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (k);
@@ -170,7 +170,7 @@ async fn the_identity_matrix() {
     assert_eq!(identity("bare"), Identity::AppendOnly);
     assert_eq!(identity("nothing"), Identity::AppendOnly);
     assert_eq!(identity("by_index"), Identity::Key(vec![1]));
-    assert_eq!(identity("deferrable"), Identity::AppendOnly);
+    assert_eq!(identity("checked_late"), Identity::AppendOnly);
     assert_eq!(identity("part"), Identity::Key(vec![0]));
     assert_eq!(identity("weak"), Identity::AppendOnly);
     let part = table(&found, "part");
