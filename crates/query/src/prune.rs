@@ -96,8 +96,8 @@ fn bounds_of(files: &[Option<&ColumnBounds>], data_type: &DataType) -> Bounds {
 /// Zero may stand for -0.0, which Arrow orders below it.
 fn sound_min(value: ScalarValue) -> Option<ScalarValue> {
     match value {
-        ScalarValue::Float32(Some(min)) if min == 0.0 => Some(ScalarValue::Float32(Some(-0.0))),
-        ScalarValue::Float64(Some(min)) if min == 0.0 => Some(ScalarValue::Float64(Some(-0.0))),
+        ScalarValue::Float32(Some(0.0)) => Some(ScalarValue::Float32(Some(-0.0))),
+        ScalarValue::Float64(Some(0.0)) => Some(ScalarValue::Float64(Some(-0.0))),
         ScalarValue::Float16(_) => None,
         other => Some(other),
     }

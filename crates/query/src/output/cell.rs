@@ -23,6 +23,9 @@ use super::time;
 
 type Write<'a> = Box<dyn Fn(usize, &mut String) + 'a>;
 
+/// The first item of a row's list and the one after its last.
+type ItemRange<'a> = Box<dyn Fn(usize) -> (usize, usize) + 'a>;
+
 /// How the plain text of a value becomes JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum JsonForm {
@@ -440,59 +443,58 @@ fn runs<R: RunEndIndexType>(array: &dyn Array) -> Result<(JsonForm, Write<'_>)> 
 
 /// `[1,null,3]`.
 fn list(array: &dyn Array) -> Result<Write<'_>> {
-    let (values, range): (&ArrayRef, Box<dyn Fn(usize) -> (usize, usize) + '_>) =
-        match array.data_type() {
-            DataType::List(_) => {
-                let list = array.as_list::<i32>();
-                let offsets = list.value_offsets();
-                (
-                    list.values(),
-                    Box::new(|row| between(offsets, row, |v| usize::try_from(v).ok())),
-                )
-            }
-            DataType::LargeList(_) => {
-                let list = array.as_list::<i64>();
-                let offsets = list.value_offsets();
-                (
-                    list.values(),
-                    Box::new(|row| between(offsets, row, |v| usize::try_from(v).ok())),
-                )
-            }
-            DataType::ListView(_) => {
-                let list = array.as_list_view::<i32>();
-                (
-                    list.values(),
-                    Box::new(|row| {
-                        let start = usize::try_from(list.value_offset(row)).unwrap_or(0);
-                        (
-                            start,
-                            start + usize::try_from(list.value_size(row)).unwrap_or(0),
-                        )
-                    }),
-                )
-            }
-            DataType::LargeListView(_) => {
-                let list = array.as_list_view::<i64>();
-                (
-                    list.values(),
-                    Box::new(|row| {
-                        let start = usize::try_from(list.value_offset(row)).unwrap_or(0);
-                        (
-                            start,
-                            start + usize::try_from(list.value_size(row)).unwrap_or(0),
-                        )
-                    }),
-                )
-            }
-            _ => {
-                let list = array.as_fixed_size_list();
-                let size = usize::try_from(list.value_length()).unwrap_or(0);
-                (
-                    list.values(),
-                    Box::new(move |row| (row * size, (row + 1) * size)),
-                )
-            }
-        };
+    let (values, range): (&ArrayRef, ItemRange<'_>) = match array.data_type() {
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let offsets = list.value_offsets();
+            (
+                list.values(),
+                Box::new(|row| between(offsets, row, |v| usize::try_from(v).ok())),
+            )
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            let offsets = list.value_offsets();
+            (
+                list.values(),
+                Box::new(|row| between(offsets, row, |v| usize::try_from(v).ok())),
+            )
+        }
+        DataType::ListView(_) => {
+            let list = array.as_list_view::<i32>();
+            (
+                list.values(),
+                Box::new(|row| {
+                    let start = usize::try_from(list.value_offset(row)).unwrap_or(0);
+                    (
+                        start,
+                        start + usize::try_from(list.value_size(row)).unwrap_or(0),
+                    )
+                }),
+            )
+        }
+        DataType::LargeListView(_) => {
+            let list = array.as_list_view::<i64>();
+            (
+                list.values(),
+                Box::new(|row| {
+                    let start = usize::try_from(list.value_offset(row)).unwrap_or(0);
+                    (
+                        start,
+                        start + usize::try_from(list.value_size(row)).unwrap_or(0),
+                    )
+                }),
+            )
+        }
+        _ => {
+            let list = array.as_fixed_size_list();
+            let size = usize::try_from(list.value_length()).unwrap_or(0);
+            (
+                list.values(),
+                Box::new(move |row| (row * size, (row + 1) * size)),
+            )
+        }
+    };
     let items = Cells::new(values.as_ref())?;
     Ok(Box::new(move |row, out| {
         let (start, end) = range(row);

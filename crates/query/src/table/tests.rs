@@ -62,7 +62,7 @@ struct Row {
 
 impl Row {
     fn random(id: i64, random: &mut Random, has_added: bool) -> Self {
-        let null = |value: u64| (value % 7 != 0).then_some(value);
+        let null = |value: u64| (!value.is_multiple_of(7)).then_some(value);
         let [a, f, s, d, wide, t, b, added] = std::array::from_fn(|_| null(random.next()));
         Self {
             id,
@@ -85,7 +85,7 @@ impl Row {
                 i128::from(random.signed(3)) * 10_i128.pow(37) + i128::from(random.signed(2))
             }),
             t: t.map(|_| random.signed(5_000)),
-            b: b.map(|value| value % 2 == 0),
+            b: b.map(|value| value.is_multiple_of(2)),
             added: added
                 .filter(|_| has_added)
                 .map(|value| format!("x{}", value % 4)),
