@@ -98,7 +98,7 @@ codes! {
         "write postgres://user@host:5432/database?sslmode=prefer";
 
     VALUE "AL-VALUE-001" Manual "a value cannot be held by its Delta type",
-        "choose how to keep such values: [tables.\"schema.table\".column.\"name\"] on_invalid = \"clamp\" | \"null\" | \"string\"";
+        "choose how to keep such values: [tables.\"schema.table\".column.\"name\"] on_invalid = \"clamp\" | \"null\" | \"string\", then: alluvium resync <table>";
     SCHEMA_CHANGED "AL-SCHEMA-001" Manual "the source table changed in a way the stream cannot follow",
         "copy the table afresh with: alluvium resync <table>";
     SCHEMA_COLUMN "AL-SCHEMA-002" Manual "a column cannot be represented",
@@ -113,7 +113,7 @@ codes! {
     LAKE_IO "AL-LAKE-001" Backoff "the lake cannot be written or read",
         "check the disk and the rights on the directory";
     LAKE_FULL "AL-LAKE-002" Backoff "the disk of the lake is full",
-        "make room; nothing is lost, the pipeline continues";
+        "make room, then start again: nothing is lost";
     LAKE_CORRUPT "AL-LAKE-003" Manual "a file of the lake is missing or damaged",
         "copy the table afresh with: alluvium resync <table>";
     LAKE_FOREIGN "AL-LAKE-004" Manual "another program changed a table of the lake",

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 /// Streams a PostgreSQL database into Delta tables: bronze (every change) and silver (exact mirror).
 #[derive(Debug, Parser)]
 #[command(name = "alluvium", version, after_help = EXIT_CODES)]
-pub struct Args {
+pub(crate) struct Args {
     /// Project file, or the directory that holds alluvium.toml
     #[arg(
         long,
@@ -35,7 +35,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 an error, printed as error[CODE]
                           Explain an error: alluvium errors CODE";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// One JSON document
@@ -47,13 +47,13 @@ pub enum Output {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Write a project file with every setting and its default
     Init(Init),
     /// Check source and lake; each finding with the SQL or command that mends it
@@ -80,7 +80,7 @@ pub enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Init {
+pub(crate) struct Init {
     /// Connection url of the database; asked for when left out
     #[arg(long)]
     pub url: Option<String>,
@@ -99,20 +99,20 @@ pub struct Init {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Run {
+pub(crate) struct Run {
     /// End when everything committed before the start is durable in the lake
     #[arg(long)]
     pub until_caught_up: bool,
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Sql {
+pub(crate) struct Sql {
     /// Statements, separated by semicolons; read from standard input when left out
     pub query: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Resync {
+pub(crate) struct Resync {
     /// Tables as schema.table (or table, in schema public)
     #[arg(required_unless_present = "all")]
     pub tables: Vec<String>,
@@ -122,13 +122,13 @@ pub struct Resync {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Errors {
+pub(crate) struct Errors {
     /// A code such as AL-PG-006
     pub code: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Demo {
+pub(crate) struct Demo {
     /// Stop by itself after so many seconds of traffic
     #[arg(long, env = "DEMO_SECONDS")]
     pub seconds: Option<u64>,

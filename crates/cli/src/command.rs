@@ -1,13 +1,13 @@
 //! One module per command; each loads the project, calls a crate, prints a result.
 
-pub mod doctor;
-pub mod errors;
-pub mod init;
-pub mod resync;
-pub mod run;
-pub mod sql;
-pub mod status;
-pub mod tables;
+pub(crate) mod doctor;
+pub(crate) mod errors;
+pub(crate) mod init;
+pub(crate) mod resync;
+pub(crate) mod run;
+pub(crate) mod sql;
+pub(crate) mod status;
+pub(crate) mod tables;
 
 use std::process::ExitCode;
 
@@ -19,10 +19,10 @@ use crate::args::Args;
 use crate::print;
 
 /// A command did what it should, but something needs attention.
-pub const STOPPED_TABLES: u8 = 3;
+pub(crate) const STOPPED_TABLES: u8 = 3;
 
 /// Prints a completion script.
-pub fn completions(shell: Shell) -> Result<ExitCode> {
+pub(crate) fn completions(shell: Shell) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "alluvium", &mut script);
     print::write(&String::from_utf8_lossy(&script))?;

@@ -31,7 +31,7 @@ const QUERY: &str = "SELECT status, count(*) AS orders, sum(total_amount) AS amo
                      FROM orders GROUP BY status ORDER BY status";
 
 /// Runs the demo.
-pub async fn demo(options: &Demo) -> Result<ExitCode> {
+pub(crate) async fn demo(options: &Demo) -> Result<ExitCode> {
     let dir = DemoDir::make(options.dir.as_deref())?;
     let mut stop = shutdown_on_signal()?;
     say("starting a private PostgreSQL");

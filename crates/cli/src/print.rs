@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::args::Output;
 
 /// An error as people see it: code and message, detail, hint, and what lay beneath.
-pub struct ErrorText<'a>(pub &'a Error);
+pub(crate) struct ErrorText<'a>(pub &'a Error);
 
 impl fmt::Display for ErrorText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,7 +28,7 @@ impl fmt::Display for ErrorText<'_> {
 }
 
 /// A result that is a list of like things.
-pub trait Rows {
+pub(crate) trait Rows {
     type Row: Serialize;
     fn rows(&self) -> &[Self::Row];
 }
@@ -37,7 +37,7 @@ pub trait Rows {
 ///
 /// # Errors
 /// Standard output is gone.
-pub fn rows<T: Rows + fmt::Display>(result: &T, output: Output) -> Result<()> {
+pub(crate) fn rows<T: Rows + fmt::Display>(result: &T, output: Output) -> Result<()> {
     let text = match output {
         Output::Table => result.to_string(),
         Output::Json => format!("{}\n", json(result.rows())?),
@@ -54,7 +54,7 @@ pub fn rows<T: Rows + fmt::Display>(result: &T, output: Output) -> Result<()> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn write(text: &str) -> Result<()> {
+pub(crate) fn write(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -100,21 +100,21 @@ fn csv_cell(text: &str) -> String {
 }
 
 /// Columns of text, each as wide as its widest cell; numbers to the right.
-pub struct Grid {
+pub(crate) struct Grid {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Grid {
     #[must_use]
-    pub fn new(header: &[&'static str]) -> Self {
+    pub(crate) fn new(header: &[&'static str]) -> Self {
         Self {
             header: header.to_vec(),
             rows: Vec::new(),
         }
     }
 
-    pub fn push(&mut self, cells: Vec<String>) {
+    pub(crate) fn push(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 }
@@ -150,7 +150,7 @@ impl fmt::Display for Grid {
 
 /// `1234567` as `1,234,567`.
 #[must_use]
-pub fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -164,7 +164,7 @@ pub fn count(number: u64) -> String {
 
 /// A size with a binary unit.
 #[must_use]
-pub fn bytes(number: u64) -> String {
+pub(crate) fn bytes(number: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
     let mut size = number as f64;

@@ -10,7 +10,7 @@ const EVERY_ON_TERMINAL: Duration = Duration::from_secs(2);
 const EVERY_IN_LOG: Duration = Duration::from_secs(30);
 
 /// Tells of the copies in progress until dropped.
-pub async fn follow(board: StatusBoard) {
+pub(crate) async fn follow(board: StatusBoard) {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let every = if terminal {
         EVERY_ON_TERMINAL

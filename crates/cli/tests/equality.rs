@@ -43,7 +43,10 @@ fn types_policies(pg: &PgCluster) -> String {
         _ => "null",
     };
     let policy = |table: &str| {
-        format!("[tables.\"types.{table}\"]\non_invalid = \"{}\"\n", choice(table))
+        format!(
+            "[tables.\"types.{table}\"]\non_invalid = \"{}\"\n",
+            choice(table)
+        )
     };
     tables.lines().map(policy).collect()
 }

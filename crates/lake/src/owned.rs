@@ -32,6 +32,7 @@ pub(crate) fn open_or_create(
     if DeltaTable::exists(dir)? {
         let table = DeltaTable::open(dir, settings.fsync)?;
         check_owner(&table, owner)?;
+        table.check_last_commit_is_ours()?;
         return Ok((table, true));
     }
     durable::create_dir(dir, settings.fsync)?;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use alluvium_change::Lsn;
 
 /// Names one cut of the stream.
-pub type CutId = u64;
+pub(crate) type CutId = u64;
 
 #[derive(Debug)]
 struct OpenCut {
@@ -21,7 +21,7 @@ struct OpenCut {
 
 /// Counts, for each cut in order, the tables that have yet to make it durable.
 #[derive(Debug, Default)]
-pub struct Acknowledger {
+pub(crate) struct Acknowledger {
     next: CutId,
     open: VecDeque<OpenCut>,
     flushed: Lsn,
@@ -30,7 +30,7 @@ pub struct Acknowledger {
 impl Acknowledger {
     /// Starts where the source was last told.
     #[must_use]
-    pub fn new(flushed: Lsn) -> Self {
+    pub(crate) fn new(flushed: Lsn) -> Self {
         Self {
             flushed,
             ..Self::default()
@@ -38,7 +38,7 @@ impl Acknowledger {
     }
 
     /// Opens a cut that ends at `end_lsn` and that `tables` tables have to make durable.
-    pub fn open(&mut self, end_lsn: Lsn, tables: usize) -> CutId {
+    pub(crate) fn open(&mut self, end_lsn: Lsn, tables: usize) -> CutId {
         let id = self.next;
         self.next += 1;
         self.open.push_back(OpenCut {
@@ -51,7 +51,7 @@ impl Acknowledger {
     }
 
     /// One table has made its part of the cut durable (or is stopped, and no longer counts).
-    pub fn done(&mut self, id: CutId) {
+    pub(crate) fn done(&mut self, id: CutId) {
         if let Some(cut) = self.open.iter_mut().find(|cut| cut.id == id) {
             cut.tables_left = cut.tables_left.saturating_sub(1);
         }
@@ -60,7 +60,7 @@ impl Acknowledger {
 
     /// The source has nothing for us up to `end_lsn`: it may be acknowledged as soon as all open
     /// cuts are durable.
-    pub fn idle_through(&mut self, end_lsn: Lsn) {
+    pub(crate) fn idle_through(&mut self, end_lsn: Lsn) {
         match self.open.back_mut() {
             Some(last) => last.end_lsn = last.end_lsn.max(end_lsn),
             None => self.flushed = self.flushed.max(end_lsn),
@@ -78,13 +78,13 @@ impl Acknowledger {
 
     /// Everything before this LSN is durable.
     #[must_use]
-    pub fn flushed(&self) -> Lsn {
+    pub(crate) fn flushed(&self) -> Lsn {
         self.flushed
     }
 
     /// Cuts that are not durable yet.
     #[must_use]
-    pub fn open_cuts(&self) -> usize {
+    pub(crate) fn open_cuts(&self) -> usize {
         self.open.len()
     }
 }

@@ -27,7 +27,7 @@ use crate::status::{ErrorStatus, Phase, StatusBoard};
 
 /// A table to be copied.
 #[derive(Clone)]
-pub struct CopyTarget {
+pub(crate) struct CopyTarget {
     pub table: Arc<SourceTable>,
     pub owner: OwnerHandle,
     /// Forget what is copied already.
@@ -36,7 +36,7 @@ pub struct CopyTarget {
 
 /// How to copy.
 #[derive(Clone)]
-pub struct CopyContext {
+pub(crate) struct CopyContext {
     pub options: ConnectOptions,
     pub workers: u32,
     /// Bytes of the source's pages in one range, and of rows a worker holds.
@@ -46,7 +46,7 @@ pub struct CopyContext {
 }
 
 /// A snapshot that sessions can enter, as long as the slot's connection does nothing else.
-pub struct ExportedSnapshot {
+pub(crate) struct ExportedSnapshot {
     name: String,
     lsn: Lsn,
     /// Keeps a temporary slot, and with it the snapshot, alive.
@@ -56,7 +56,7 @@ pub struct ExportedSnapshot {
 impl ExportedSnapshot {
     /// The snapshot that came with a slot just created.
     #[must_use]
-    pub fn of_slot(slot: &CreatedSlot) -> Self {
+    pub(crate) fn of_slot(slot: &CreatedSlot) -> Self {
         Self {
             name: slot.snapshot_name.clone(),
             lsn: slot.consistent_point,
@@ -83,7 +83,7 @@ impl ExportedSnapshot {
 }
 
 /// Sessions within one snapshot, with every table locked against being rewritten.
-pub struct CopySessions {
+pub(crate) struct CopySessions {
     sessions: Vec<SnapshotSession>,
     snapshot: Lsn,
 }
@@ -93,7 +93,7 @@ impl CopySessions {
     ///
     /// # Errors
     /// The server cannot be reached, has no room, or refuses to lock a table for reading.
-    pub async fn enter(
+    pub(crate) async fn enter(
         context: &CopyContext,
         targets: &mut [CopyTarget],
         snapshot: ExportedSnapshot,
@@ -153,7 +153,7 @@ async fn see_tables(
 }
 
 /// Copies tables until none is left; a lost connection is tried again under a new snapshot.
-pub async fn copy_all(
+pub(crate) async fn copy_all(
     context: CopyContext,
     mut targets: Vec<CopyTarget>,
     mut sessions: Option<CopySessions>,
@@ -204,7 +204,7 @@ pub async fn copy_all(
 ///
 /// # Errors
 /// The owner has ended, or the lake cannot be written.
-pub async fn prepare(target: &CopyTarget) -> Result<()> {
+pub(crate) async fn prepare(target: &CopyTarget) -> Result<()> {
     let table = Arc::clone(&target.table);
     target
         .owner
@@ -517,6 +517,6 @@ async fn hand_over(
 }
 
 /// Called once the slot that starts the stream exists.
-pub fn slot_created() {
+pub(crate) fn slot_created() {
     failpoint::hit("copy.slot_created");
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use alluvium_change::{Error, Result, code};
 
 /// The lock's file in the lake.
-pub const FILE_NAME: &str = ".alluvium.lock";
+const FILE_NAME: &str = ".alluvium.lock";
 
 /// Held while the pipeline works on the lake.
 #[derive(Debug)]

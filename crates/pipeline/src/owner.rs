@@ -9,149 +9,29 @@
 //! Invariant: silver is what bronze says, up to silver's position. A change reaches bronze before
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
+mod command;
+mod task;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code, failpoint};
-use alluvium_lake::{
-    Bronze, ChangeReader, CheckpointDone, CheckpointJob, CopyState, Lake, Silver, SilverSettings,
-};
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
+use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
-use arrow::array::{Array as _, RecordBatch};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::JoinSet;
+use arrow::array::Array as _;
+use tokio::sync::{Semaphore, mpsc};
 
-use crate::acknowledge::CutId;
+pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached};
+
 use crate::status::{ErrorStatus, Phase, StatusBoard, now_micros};
 use crate::tables::ShapeStep;
 
 /// Rows read from bronze in one step of catching up.
 const CATCH_UP_BATCH_ROWS: usize = 65_536;
-/// Commands that may wait for an owner.
-const QUEUE_COMMANDS: usize = 16;
-
-/// The end of a cut: commit up to `position`, then report.
-#[derive(Debug, Clone, Copy)]
-pub struct CutEnd {
-    pub id: CutId,
-    pub position: Lsn,
-}
-
-/// Rows of one copied range, in the range's order.
-#[derive(Debug)]
-pub struct CopiedRows {
-    pub batches: Vec<RecordBatch>,
-    pub snapshot: Lsn,
-    /// With the last rows of a range: how far its leaf is copied now.
-    pub reached: Option<Reached>,
-}
-
-/// How far one leaf of a table has been copied.
-#[derive(Debug, Clone, Copy)]
-pub struct Reached {
-    pub relfilenode: u32,
-    /// First page not copied; `u32::MAX` when the leaf is done.
-    pub next_page: u32,
-}
-
-/// What an owner is asked to do.
-pub enum Command {
-    /// Changes of one cut, or of a part of one when `end` is absent. The permit is the memory they
-    /// hold.
-    Cut {
-        batches: Vec<ChangeBatch>,
-        end: Option<CutEnd>,
-        permit: Option<OwnedSemaphorePermit>,
-    },
-    /// From now on keep every change in bronze, in this shape: a copy will be taken.
-    PrepareCopy {
-        table: Arc<SourceTable>,
-        reply: oneshot::Sender<Result<()>>,
-    },
-    /// Start copying from nothing, or go on: answers what is copied already.
-    BeginCopy {
-        snapshot: Lsn,
-        afresh: bool,
-        reply: oneshot::Sender<Result<CopyState>>,
-    },
-    Copied {
-        rows: CopiedRows,
-        reply: oneshot::Sender<Result<()>>,
-    },
-    FinishCopy {
-        reply: oneshot::Sender<Result<()>>,
-    },
-    /// The table's newest shape; sent before the first change that has it.
-    /// All transactions up to `ended` are complete.
-    Shape {
-        table: Arc<SourceTable>,
-        step: ShapeStep,
-        ended: Lsn,
-    },
-    /// Changes of the table cannot be decoded from `at` on.
-    Broken {
-        at: Lsn,
-        error: Error,
-    },
-    /// The stream starts again: parts of a cut that never ended are void.
-    Restarted,
-}
-
-/// What an owner tells the pipeline.
-#[derive(Debug)]
-pub enum Event {
-    Durable(CutId),
-    /// The table must be copied (again).
-    NeedsCopy(TableId),
-    PhaseChanged,
-    /// The lake itself fails: nothing more can be made durable.
-    Fatal(Error),
-}
-
-/// How others reach an owner.
-#[derive(Clone)]
-pub struct OwnerHandle {
-    pub table: TableId,
-    commands: mpsc::Sender<Command>,
-}
-
-impl OwnerHandle {
-    /// A place in the owner's queue, when there is one now.
-    #[must_use]
-    pub fn try_reserve(&self) -> Option<mpsc::OwnedPermit<Command>> {
-        self.commands.clone().try_reserve_owned().ok()
-    }
-
-    /// Hands over a command, waiting for room.
-    ///
-    /// # Errors
-    /// The owner has ended.
-    pub async fn send(&self, command: Command) -> Result<()> {
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))
-    }
-
-    /// Hands over a command made from a reply channel and waits for the answer.
-    ///
-    /// # Errors
-    /// The owner has ended, or its answer is an error.
-    pub async fn ask<T>(
-        &self,
-        make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
-    ) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
-        self.send(make(reply)).await?;
-        answer
-            .await
-            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))?
-    }
-}
 
 /// What all owners share.
 #[derive(Clone)]
-pub struct OwnerContext {
+pub(crate) struct OwnerContext {
     pub lake: Lake,
     pub board: StatusBoard,
     pub events: mpsc::Sender<Event>,
@@ -160,7 +40,7 @@ pub struct OwnerContext {
 }
 
 /// A table's owner: everything it does happens between two commands.
-pub struct TableOwner {
+pub(crate) struct TableOwner {
     identity: alluvium_lake::Owner,
     settings: SilverSettings,
     table: Arc<SourceTable>,
@@ -190,7 +70,7 @@ impl TableOwner {
     ///
     /// # Errors
     /// The lake cannot be read or written, or the table in it belongs to another source.
-    pub fn open(
+    pub(crate) fn open(
         identity: alluvium_lake::Owner,
         settings: SilverSettings,
         table: Arc<SourceTable>,
@@ -237,7 +117,7 @@ impl TableOwner {
     }
 
     #[must_use]
-    pub fn table(&self) -> &Arc<SourceTable> {
+    pub(crate) fn table(&self) -> &Arc<SourceTable> {
         &self.table
     }
 
@@ -245,7 +125,7 @@ impl TableOwner {
     ///
     /// # Errors
     /// The lake cannot be written.
-    pub fn reshape_now(&mut self, table: Arc<SourceTable>, step: &ShapeStep) -> Result<()> {
+    pub(crate) fn reshape_now(&mut self, table: Arc<SourceTable>, step: &ShapeStep) -> Result<()> {
         self.reshape(table, step, Lsn::ZERO)?;
         self.tell_status();
         Ok(())
@@ -255,7 +135,7 @@ impl TableOwner {
     ///
     /// # Errors
     /// The lake cannot be written.
-    pub fn stop_now(&mut self, error: &Error) -> Result<()> {
+    pub(crate) fn stop_now(&mut self, error: &Error) -> Result<()> {
         self.break_at(self.position(), error)?;
         self.tell_status();
         Ok(())
@@ -263,30 +143,26 @@ impl TableOwner {
 
     /// The table's columns as the lake has them.
     #[must_use]
-    pub fn lake_columns(&self) -> &arrow::datatypes::SchemaRef {
+    pub(crate) fn lake_columns(&self) -> &arrow::datatypes::SchemaRef {
         self.bronze.schema().arrow()
     }
 
     #[must_use]
-    pub fn needs_copy(&self) -> bool {
+    pub(crate) fn needs_copy(&self) -> bool {
         self.phase == Phase::Waiting
     }
 
     /// The furthest position the lake has of this table.
     #[must_use]
-    pub fn position(&self) -> Lsn {
+    pub(crate) fn position(&self) -> Lsn {
         let silver = self.silver.as_ref().map_or(Lsn::ZERO, Silver::position);
         silver.max(self.bronze.position())
     }
 
     /// The owner's task, to be spawned, and how to reach it.
-    pub fn start(self) -> (OwnerHandle, impl Future<Output = ()> + Send) {
-        let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS);
-        let handle = OwnerHandle {
-            table: self.table.schema.id.clone(),
-            commands: sender,
-        };
-        (handle, work(self, receiver))
+    pub(crate) fn start(self) -> (OwnerHandle, impl Future<Output = ()> + Send) {
+        let (handle, receiver) = OwnerHandle::of(self.table.schema.id.clone());
+        (handle, task::work(self, receiver))
     }
 
     /// Does one command. Answers what must be told to the pipeline.
@@ -709,105 +585,4 @@ fn open_or_set_aside<T>(open: impl Fn() -> Result<T>, dir: &Path) -> Result<T> {
         }
         opened => opened,
     }
-}
-
-/// Which of a table's two Delta tables.
-#[derive(Debug, Clone, Copy)]
-enum Layer {
-    Bronze,
-    Silver,
-}
-
-/// What an owner does next.
-enum Task {
-    Command(Box<Command>),
-    CatchUp,
-    Adopt(Layer, Result<CheckpointDone>),
-}
-
-impl TableOwner {
-    fn do_task(&mut self, task: Task) -> Vec<Event> {
-        match task {
-            Task::Command(command) => self.perform(*command),
-            Task::CatchUp => {
-                let events = match self.catch_up() {
-                    Ok(()) if self.phase == Phase::Live => vec![Event::PhaseChanged],
-                    Ok(()) => Vec::new(),
-                    Err(error) => self.failed(error),
-                };
-                self.tell_status();
-                events
-            }
-            Task::Adopt(layer, done) => {
-                let adopted = done.and_then(|done| match (layer, &mut self.silver) {
-                    (Layer::Bronze, _) => self.bronze.adopt_checkpoint(done),
-                    (Layer::Silver, Some(silver)) => silver.adopt_checkpoint(done),
-                    (Layer::Silver, None) => Ok(()),
-                });
-                if let Err(error) = adopted {
-                    tracing::warn!(table = %self.table.schema.id, error = %error, "no delta checkpoint was written, the next one will be");
-                }
-                Vec::new()
-            }
-        }
-    }
-
-    fn checkpoint_jobs(&mut self) -> Vec<(Layer, CheckpointJob)> {
-        let bronze = self
-            .bronze
-            .take_checkpoint_job()
-            .map(|job| (Layer::Bronze, job));
-        let silver = self.silver.as_mut().and_then(Silver::take_checkpoint_job);
-        bronze
-            .into_iter()
-            .chain(silver.map(|job| (Layer::Silver, job)))
-            .collect()
-    }
-}
-
-/// The owner's task: commands first, catching up in between, Delta checkpoints beside.
-async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Command>) {
-    let context = owner.context.clone();
-    let mut checkpoints: JoinSet<(Layer, Result<CheckpointDone>)> = JoinSet::new();
-    loop {
-        let task = tokio::select! {
-            biased;
-            Some(done) = checkpoints.join_next() => match done {
-                Ok((layer, done)) => Task::Adopt(layer, done),
-                Err(_) => continue,
-            },
-            command = commands.recv() => match command {
-                Some(command) => Task::Command(Box::new(command)),
-                None => break,
-            },
-            () = std::future::ready(()), if owner.phase == Phase::CatchingUp => Task::CatchUp,
-        };
-        let Ok(_cpu) = context.cpu.acquire().await else {
-            return;
-        };
-        let done = tokio::task::spawn_blocking(move || {
-            let events = owner.do_task(task);
-            let jobs = owner.checkpoint_jobs();
-            (owner, events, jobs)
-        })
-        .await;
-        let (back, events, jobs) = match done {
-            Ok(done) => done,
-            Err(panicked) => {
-                let error = Error::bug("a table's owner panicked").with_source(panicked);
-                let _ = context.events.send(Event::Fatal(error)).await;
-                return;
-            }
-        };
-        owner = back;
-        for (layer, job) in jobs {
-            checkpoints.spawn_blocking(move || (layer, job.run()));
-        }
-        for event in events {
-            if context.events.send(event).await.is_err() {
-                return;
-            }
-        }
-    }
-    while checkpoints.join_next().await.is_some() {}
 }

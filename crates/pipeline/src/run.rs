@@ -80,7 +80,12 @@ pub async fn run(
 ) -> Result<RunReport> {
     let state_dir = project.state_dir();
     let outcome = run_until_end(project, options, &board, shutdown).await;
+    // A run that ended before it knew its tables leaves what is known of them.
+    let before = crate::status::load(&state_dir).unwrap_or_default();
     board.update(|status| {
+        if status.tables.is_empty() {
+            status.tables = before.tables;
+        }
         status.connected = false;
         status.error = outcome.as_ref().err().map(ErrorStatus::from);
     });

@@ -30,7 +30,7 @@ const BYTES_PER_PERMIT: usize = 1024;
 
 /// Memory for changes, of the pipeline's budget.
 #[derive(Debug, Clone, Copy)]
-pub struct StreamLimits {
+pub(crate) struct StreamLimits {
     /// Decoded rows that make a cut without waiting for its time.
     pub cut_bytes: usize,
     /// Rows handed over to owners and not yet encoded.
@@ -39,14 +39,14 @@ pub struct StreamLimits {
 
 /// What the stream found that needs the pipeline's help.
 #[derive(Debug)]
-pub enum Need {
+pub(crate) enum Need {
     /// A relation that is unknown, or has columns that are: see [`Stream::resolve`].
     Catalog(alluvium_source_postgres::capture::Relation),
     Failed(Failure),
 }
 
 /// The stream's state; owned by the pipeline's main task.
-pub struct Stream {
+pub(crate) struct Stream {
     pub assembler: Assembler,
     pub owners: BTreeMap<TableId, OwnerHandle>,
     acknowledger: Acknowledger,
@@ -72,7 +72,7 @@ pub struct Stream {
 
 impl Stream {
     #[must_use]
-    pub fn new(limits: StreamLimits, commit: CommitSettings) -> Self {
+    pub(crate) fn new(limits: StreamLimits, commit: CommitSettings) -> Self {
         let permits = limits.handed_over_bytes / BYTES_PER_PERMIT;
         let now = Instant::now();
         Self {
@@ -100,7 +100,7 @@ impl Stream {
     ///
     /// # Errors
     /// An owner has ended.
-    pub async fn restart(&mut self, confirmed: Lsn) -> Result<()> {
+    pub(crate) async fn restart(&mut self, confirmed: Lsn) -> Result<()> {
         self.assembler.reset();
         self.waiting.clear();
         self.dirty.clear();
@@ -115,35 +115,35 @@ impl Stream {
 
     /// Durable in every table's lake.
     #[must_use]
-    pub fn flushed(&self) -> Lsn {
+    pub(crate) fn flushed(&self) -> Lsn {
         self.acknowledger.flushed()
     }
 
     #[must_use]
-    pub fn received(&self) -> Lsn {
+    pub(crate) fn received(&self) -> Lsn {
         self.received
     }
 
     /// The last transaction that was received whole.
     #[must_use]
-    pub fn last_ended(&self) -> Lsn {
+    pub(crate) fn last_ended(&self) -> Lsn {
         self.last_ended
     }
 
     /// The server's own position, as it last told.
     #[must_use]
-    pub fn server(&self) -> Lsn {
+    pub(crate) fn server(&self) -> Lsn {
         self.server
     }
 
     /// Nothing is on its way to the lake.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.acknowledger.open_cuts() == 0 && self.ended.is_none() && self.waiting.is_empty()
     }
 
     /// A table's owner made a cut durable.
-    pub fn durable(&mut self, cut: CutId) {
+    pub(crate) fn durable(&mut self, cut: CutId) {
         self.acknowledger.done(cut);
         if self.acknowledger.open_cuts() < self.opened.len()
             && let Some((_, since)) = self.opened.pop_first()
@@ -157,7 +157,7 @@ impl Stream {
 
     /// Whether more may be read: there is room for what would come.
     #[must_use]
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.waiting.is_empty()
             && (self.assembler.memory_bytes() < self.limits.cut_bytes || self.can_cut())
     }
@@ -171,7 +171,10 @@ impl Stream {
     ///
     /// # Errors
     /// The server sent what cannot be decoded, or ended the stream.
-    pub fn take_frames(&mut self, connection: &mut ReplicationConnection) -> Result<Option<Need>> {
+    pub(crate) fn take_frames(
+        &mut self,
+        connection: &mut ReplicationConnection,
+    ) -> Result<Option<Need>> {
         while self.has_room() {
             let Some(frame) = connection.next_frame()? else {
                 return Ok(None);
@@ -218,7 +221,7 @@ impl Stream {
     ///
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
-    pub fn step(&mut self, step: Step) -> Result<Option<Need>> {
+    pub(crate) fn step(&mut self, step: Step) -> Result<Option<Need>> {
         match step {
             Step::Continue => {
                 if self.assembler.memory_bytes() >= self.limits.cut_bytes {
@@ -241,7 +244,7 @@ impl Stream {
     ///
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
-    pub fn cut_if_due(&mut self) -> Result<()> {
+    pub(crate) fn cut_if_due(&mut self) -> Result<()> {
         let due = self.last_cut.elapsed() >= self.interval
             || self.assembler.memory_bytes() >= self.limits.cut_bytes;
         if due { self.cut() } else { Ok(()) }
@@ -251,7 +254,7 @@ impl Stream {
     ///
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
-    pub fn cut(&mut self) -> Result<()> {
+    pub(crate) fn cut(&mut self) -> Result<()> {
         if self.assembler.in_transaction() || !self.waiting.is_empty() {
             return Ok(());
         }
@@ -311,7 +314,7 @@ impl Stream {
 
     /// Cuts once more if there is room, and forgets what is not handed over: the source will send it
     /// again.
-    pub fn last_cut(&mut self) {
+    pub(crate) fn last_cut(&mut self) {
         if let Err(error) = self.cut() {
             tracing::warn!(error = %error, "the last cut could not be made");
         }
@@ -330,7 +333,7 @@ impl Stream {
     }
 
     /// Hands over parts that waited for room.
-    pub fn hand_over_waiting(&mut self) {
+    pub(crate) fn hand_over_waiting(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         if waiting.is_empty() {
             return;
@@ -372,7 +375,7 @@ impl Stream {
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn tell_server(
+    pub(crate) async fn tell_server(
         &mut self,
         connection: &mut ReplicationConnection,
         want_reply: bool,
@@ -396,7 +399,7 @@ impl Stream {
     ///
     /// # Errors
     /// The table has no owner: a bug.
-    pub fn owner(&self, table: &TableId) -> Result<&OwnerHandle> {
+    pub(crate) fn owner(&self, table: &TableId) -> Result<&OwnerHandle> {
         self.owners
             .get(table)
             .ok_or_else(|| Error::bug(format!("table \"{table}\" has no owner")))
@@ -407,7 +410,7 @@ impl Stream {
     ///
     /// # Errors
     /// An owner has ended, or Arrow refuses decoded columns.
-    pub async fn flush_parts(&mut self) -> Result<()> {
+    pub(crate) async fn flush_parts(&mut self) -> Result<()> {
         let mut batches = std::mem::take(&mut self.waiting);
         batches.extend(self.assembler.take_batches()?);
         for batch in batches {

@@ -13,7 +13,7 @@ use crate::project::{OnConflict, Project};
 
 /// The project's choice of tables and columns, as the catalog takes it.
 #[must_use]
-pub fn selection(project: &Project) -> TableSelection {
+pub(crate) fn selection(project: &Project) -> TableSelection {
     let overrides = project.tables.iter().map(|(table, settings)| {
         let column_options = settings.column.iter().map(|(column, options)| {
             let on_invalid = options
@@ -40,7 +40,7 @@ pub fn selection(project: &Project) -> TableSelection {
 
 /// How silver treats this table.
 #[must_use]
-pub fn silver_settings(project: &Project, table: &str) -> SilverSettings {
+pub(crate) fn silver_settings(project: &Project, table: &str) -> SilverSettings {
     let settings = project.tables.get(table);
     let on_conflict = settings.map_or(OnConflict::Stop, |settings| settings.on_conflict);
     let metadata = settings.map_or(&[][..], |settings| settings.metadata_columns.as_slice());
@@ -61,7 +61,7 @@ pub fn silver_settings(project: &Project, table: &str) -> SilverSettings {
 
 /// What identifies a row, for people.
 #[must_use]
-pub fn describe_identity(table: &TableSchema) -> String {
+pub(crate) fn describe_identity(table: &TableSchema) -> String {
     match &table.identity {
         Identity::Key(_) => format!("key ({})", table.key_names().join(", ")),
         Identity::WholeRow => "whole row".to_owned(),
@@ -71,7 +71,7 @@ pub fn describe_identity(table: &TableSchema) -> String {
 
 /// What an owner has to do for its table's newest shape.
 #[derive(Debug, Clone)]
-pub enum ShapeStep {
+pub(crate) enum ShapeStep {
     Same,
     /// New columns at the end. `fill` has one value for each that existing rows show; `recopy` when
     /// only the source knows what they show.
@@ -85,7 +85,7 @@ pub enum ShapeStep {
 ///
 /// # Errors
 /// `AL-SCHEMA-001`, when the stream cannot follow: a column dropped, renamed or of another type.
-pub fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
+pub(crate) fn shape_step(lake: &Schema, table: &SourceTable) -> Result<ShapeStep> {
     let id = &table.schema.id;
     let incompatible = |what: String| {
         Error::new(

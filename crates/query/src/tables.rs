@@ -63,13 +63,17 @@ fn info(layer: &str, dir_name: &str, version: &read::TableVersion) -> TableInfo 
     }
 }
 
-/// A table has one position mark; were there more, it is complete up to the least.
+/// Everything up to here is in the table; none before its copy is complete.
 fn position(version: &read::TableVersion) -> Option<Lsn> {
-    let marks = version
-        .txns
-        .iter()
-        .filter(|(app_id, _)| app_id.starts_with("alluvium/"));
-    marks
+    let source_table = version.properties.get(SOURCE_TABLE)?;
+    // alluvium/<pipeline>/<source>/<schema>.<table>; longer ids are notes of the same table.
+    let is_position = |app_id: &str| {
+        let rest = app_id
+            .strip_prefix("alluvium/")
+            .and_then(|rest| rest.strip_suffix(source_table));
+        rest.is_some_and(|rest| rest.matches('/').count() == 2 && rest.ends_with('/'))
+    };
+    let mark = version.txns.iter().find(|(app_id, _)| is_position(app_id));
+    mark.filter(|(_, position)| **position > 0)
         .map(|(_, position)| Lsn::from_txn_version(*position))
-        .min()
 }

@@ -435,6 +435,7 @@ pub fn invalid_value(
     .with_hint(format!(
         "choose what happens to such values: [tables.\"{id}\".column.\"{name}\"] on_invalid = \
          \"clamp\" (nearest value), \"null\", or \"string\" (the whole column as text); \
-         \"error\" is the default and stops this table"
+         \"error\" is the default and stops this table; then start again, and if the table was live \
+         before: alluvium resync {id}"
     ))
 }

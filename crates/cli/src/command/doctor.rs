@@ -54,7 +54,7 @@ impl fmt::Display for Report {
 }
 
 /// Makes all checks. Exit code 1 when one fails.
-pub async fn doctor(config: &Path, output: Output) -> Result<ExitCode> {
+pub(crate) async fn doctor(config: &Path, output: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     let source = &project.source;
     let options = ConnectOptions::parse(&source.url, source.password_file.as_deref())?;

@@ -39,7 +39,7 @@ impl fmt::Display for Report {
 }
 
 /// Lists all codes, or prints one's page.
-pub fn errors(args: &Errors, output: Output) -> Result<ExitCode> {
+pub(crate) fn errors(args: &Errors, output: Output) -> Result<ExitCode> {
     let row = |code: &&'static code::Code| Row {
         code: code.id,
         title: code.title,

@@ -12,7 +12,7 @@ use crate::args::Init;
 use crate::print;
 
 /// Writes the project file at `config`, asking for what the flags leave open.
-pub fn init(config: &Path, init: &Init) -> Result<ExitCode> {
+pub(crate) fn init(config: &Path, init: &Init) -> Result<ExitCode> {
     let file = if config.is_dir() {
         config.join(project::FILE_NAME)
     } else {

@@ -1,5 +1,6 @@
 //! `alluvium resync`: asks that tables be copied afresh.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,14 +11,12 @@ use crate::args::Resync;
 use crate::print;
 
 /// Leaves the requests for the running pipeline, or for the next run.
-pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
+pub(crate) fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
     let project = project::load(config)?;
     let state_dir = project.state_dir();
-    let known = status::load(&state_dir)
-        .map(|status| status.tables)
-        .unwrap_or_default();
+    let known = followed_tables(&project);
     let wanted: Vec<String> = if resync.all {
-        known.keys().cloned().collect()
+        known.iter().cloned().collect()
     } else {
         let qualified = |name: &String| {
             if name.contains('.') {
@@ -33,8 +32,8 @@ pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
             .with_hint("they are copied by: alluvium run"));
     }
     for name in &wanted {
-        if !known.is_empty() && !known.contains_key(name) {
-            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+        if !known.is_empty() && !known.contains(name) {
+            let names: Vec<&str> = known.iter().map(String::as_str).collect();
             return Err(
                 Error::new(&code::USAGE, format!("no table \"{name}\" is followed"))
                     .with_hint(format!("followed are: {}", names.join(", "))),
@@ -57,4 +56,14 @@ pub fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
         wanted.join(", ")
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tables of the last run, and those of the lake.
+fn followed_tables(project: &project::Project) -> BTreeSet<String> {
+    let status = status::load(&project.state_dir()).unwrap_or_default();
+    let mut tables: BTreeSet<String> = status.tables.into_keys().collect();
+    // A damaged table cannot be listed, and is named by the last run's status.
+    let lake = alluvium_query::tables::list(&project.lake_path).unwrap_or_default();
+    tables.extend(lake.into_iter().filter_map(|table| table.source_table));
+    tables
 }

@@ -45,7 +45,7 @@ impl fmt::Display for Report {
 }
 
 /// Runs the project's pipeline.
-pub async fn run(config: &Path, args: &Run, output: Output) -> Result<ExitCode> {
+pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     let shutdown = shutdown_on_signal()?;
     let board = StatusBoard::default();
@@ -66,7 +66,7 @@ pub async fn run(config: &Path, args: &Run, output: Output) -> Result<ExitCode> 
 }
 
 /// Turns true at SIGINT or SIGTERM; a second signal ends the process at once.
-pub fn shutdown_on_signal() -> Result<watch::Receiver<bool>> {
+pub(crate) fn shutdown_on_signal() -> Result<watch::Receiver<bool>> {
     let listen = |kind| {
         signal(kind).map_err(|error| Error::bug("cannot listen to signals").with_source(error))
     };

@@ -12,7 +12,7 @@ use alluvium_query::{QuerySettings, Session};
 use crate::args::{Output, Sql};
 
 /// Runs the statements given, or those on standard input.
-pub async fn sql(config: &Path, sql: &Sql, format: Output) -> Result<ExitCode> {
+pub(crate) async fn sql(config: &Path, sql: &Sql, format: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     let text = match &sql.query {
         Some(query) => query.clone(),
@@ -23,7 +23,7 @@ pub async fn sql(config: &Path, sql: &Sql, format: Output) -> Result<ExitCode> {
 }
 
 /// Prints a query's answer as people read it.
-pub async fn query_lake(project: &Project, query: &str) -> Result<()> {
+pub(crate) async fn query_lake(project: &Project, query: &str) -> Result<()> {
     answer(project, query, Output::Table).await
 }
 

@@ -106,7 +106,7 @@ fn phase(phase: Phase) -> &'static str {
 }
 
 /// Prints the status. Exit code 3 when a table is stopped.
-pub fn status(config: &Path, output: Output) -> Result<ExitCode> {
+pub(crate) fn status(config: &Path, output: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     let pipeline = status::load(&project.state_dir());
     let tables = pipeline

@@ -48,7 +48,7 @@ impl fmt::Display for Report {
 }
 
 /// Lists the lake's tables at their last commits.
-pub fn tables(config: &Path, output: Output) -> Result<ExitCode> {
+pub(crate) fn tables(config: &Path, output: Output) -> Result<ExitCode> {
     let project = project::load(config)?;
     print::rows(&Report(list(&project.lake_path)?), output)?;
     Ok(ExitCode::SUCCESS)

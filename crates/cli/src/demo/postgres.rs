@@ -8,7 +8,7 @@ use alluvium_change::{Error, Result, code};
 use tokio::process::Command;
 
 /// A running server; [`PrivatePostgres::stop`] ends it.
-pub struct PrivatePostgres {
+pub(crate) struct PrivatePostgres {
     programs: PathBuf,
     dir: PathBuf,
     port: u16,
@@ -18,7 +18,7 @@ pub struct PrivatePostgres {
 
 impl PrivatePostgres {
     /// Makes a cluster below `dir` and starts it.
-    pub async fn start(dir: &Path) -> Result<Self> {
+    pub(crate) async fn start(dir: &Path) -> Result<Self> {
         let programs = find_programs()?;
         let io = |error: std::io::Error| {
             Error::new(&code::USAGE, "cannot prepare the demo's PostgreSQL")
@@ -79,12 +79,12 @@ impl PrivatePostgres {
         self.dir.join("data").display().to_string()
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
     /// Stops the server; its directory can be removed then.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let data = self.data();
         if let Err(error) = self
             .call("pg_ctl", &["stop", "-D", &data, "-m", "immediate"])

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Op, Result, TableSchema};
 use arrow::array::{
-    Array, ArrayRef, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
+    ArrayRef, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
     TimestampMicrosecondArray, new_null_array,
 };
 use arrow::buffer::NullBuffer;

@@ -70,7 +70,32 @@ pub(super) struct WrittenVectors {
     pub(super) adds: Vec<Option<Descriptor>>,
 }
 
+/// Application id whose version is that of the last commit of ours: a table whose own version is
+/// another was changed by somebody else meanwhile.
+pub(super) const OWN_COMMIT: &str = "alluvium/commit";
+
+/// A Delta version as the version of [`OWN_COMMIT`].
+pub(super) fn own_mark(version: u64) -> i64 {
+    i64::try_from(version).unwrap_or(i64::MAX)
+}
+
 impl DeltaTable {
+    /// Fails when the last commit is not ours; for opening, as it reads the log.
+    ///
+    /// # Errors
+    /// `LAKE_FOREIGN`, with the commit that was ours last.
+    pub(crate) fn check_last_commit_is_ours(&self) -> Result<()> {
+        // The first commit creates the table, and is made by the kernel alone.
+        let ours = self.txns()?.get(OWN_COMMIT).copied().unwrap_or(0);
+        if ours == own_mark(self.version()) {
+            return Ok(());
+        }
+        Err(foreign(&self.dir).with_detail(format!(
+            "the last commit of alluvium is version {ours}, but the table is at version {}",
+            self.version()
+        )))
+    }
+
     /// Makes one commit. On an error the table's state is unknown until it is opened again: the
     /// commit may or may not be in the log.
     pub(crate) fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
@@ -97,6 +122,7 @@ impl DeltaTable {
         for (app_id, version) in &commit.txns {
             builder = builder.with_transaction_id(app_id.clone(), *version);
         }
+        builder = builder.with_transaction_id(OWN_COMMIT, own_mark(self.version() + 1));
         let mut transaction = builder
             .build(self.engine.as_ref(), Box::new(committer))
             .map_err(failed)?;

@@ -57,7 +57,7 @@ pub(super) fn map_columns(
 }
 
 /// The types directly below a type, each with the name that leads to it.
-fn below<'a>(data_type: &'a Value) -> Vec<(&'static str, &'a Value)> {
+fn below(data_type: &Value) -> Vec<(&'static str, &Value)> {
     ["elementType", "keyType", "valueType"]
         .into_iter()
         .filter_map(|name| data_type.get(name).map(|inner| (name, inner)))
@@ -65,10 +65,18 @@ fn below<'a>(data_type: &'a Value) -> Vec<(&'static str, &'a Value)> {
 }
 
 fn collect(data_type: &Value, path: &str, ids: &mut BTreeMap<String, i64>) {
-    for field in data_type.get("fields").and_then(Value::as_array).into_iter().flatten() {
+    for field in data_type
+        .get("fields")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let name = field.get("name").and_then(Value::as_str).unwrap_or("");
         let path = format!("{path}/{name}");
-        if let Some(id) = field.pointer("/metadata").and_then(|m| m.get(ID)).and_then(Value::as_i64)
+        if let Some(id) = field
+            .pointer("/metadata")
+            .and_then(|m| m.get(ID))
+            .and_then(Value::as_i64)
         {
             ids.insert(path.clone(), id);
         }
@@ -87,7 +95,9 @@ fn assign(
     ids: &BTreeMap<String, i64>,
     highest: &mut i64,
 ) -> Result<()> {
-    let Some(object) = data_type.as_object_mut() else { return Ok(()) };
+    let Some(object) = data_type.as_object_mut() else {
+        return Ok(());
+    };
     for name in ["elementType", "keyType", "valueType"] {
         if let Some(inner) = object.get_mut(name) {
             assign(inner, &format!("{path}/<{name}>"), ids, highest)?;
@@ -99,7 +109,11 @@ fn assign(
     for field in fields {
         let odd = || Error::bug("a column of a Delta schema has no name");
         let field = field.as_object_mut().ok_or_else(odd)?;
-        let name = field.get("name").and_then(Value::as_str).ok_or_else(odd)?.to_owned();
+        let name = field
+            .get("name")
+            .and_then(Value::as_str)
+            .ok_or_else(odd)?
+            .to_owned();
         let path = format!("{path}/{name}");
         let id = ids.get(&path).copied().unwrap_or_else(|| {
             *highest += 1;
@@ -134,7 +148,8 @@ mod tests {
 
     #[test]
     fn columns_keep_their_ids_and_new_ones_get_new_ones() {
-        let column = |name: &str| json!({"name": name, "type": "integer", "nullable": true, "metadata": {}});
+        let column =
+            |name: &str| json!({"name": name, "type": "integer", "nullable": true, "metadata": {}});
         let mut configuration = Map::new();
         let first = json!({"type": "struct", "fields": [column("a"), column("b c")]});
         let first = map_columns(first, None, &mut configuration).unwrap();

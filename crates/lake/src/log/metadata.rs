@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Schema};
 use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
-use super::commit::{Commit, Committed, NewFile, now_ms};
+use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, now_ms, own_mark};
 use super::committer::write_commit;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
@@ -40,7 +40,8 @@ impl DeltaTable {
         let mut actions = vec![json!({"commitInfo": commit_info(operation, now)})];
         actions.extend(self.protocol_action(schema)?);
         actions.push(self.metadata_action(schema, properties)?);
-        for (app_id, version) in &commit.txns {
+        let mark = (OWN_COMMIT.to_owned(), own_mark(self.version() + 1));
+        for (app_id, version) in commit.txns.iter().chain([&mark]) {
             actions.push(json!({"txn": {"appId": app_id, "version": version, "lastUpdated": now}}));
         }
         actions.extend(commit.removes.iter().map(|file| remove_action(file, now)));
@@ -100,7 +101,9 @@ impl DeltaTable {
 
     fn is_mapped(&self) -> bool {
         let properties = self.snapshot.metadata_configuration();
-        properties.get(mapping::MODE_PROPERTY).is_some_and(|mode| mode != "none")
+        properties
+            .get(mapping::MODE_PROPERTY)
+            .is_some_and(|mode| mode != "none")
     }
 
     /// A new protocol, when the schema needs a feature the table does not have yet.
@@ -118,7 +121,9 @@ impl DeltaTable {
         fields.insert("minWriterVersion".to_owned(), 7.into());
         for side in ["readerFeatures", "writerFeatures"] {
             let has = fields.entry(side).or_insert_with(|| json!([]));
-            let Some(has) = has.as_array_mut() else { continue };
+            let Some(has) = has.as_array_mut() else {
+                continue;
+            };
             for feature in &wanted {
                 if !has.iter().any(|known| known == feature) {
                     has.push((*feature).into());
@@ -138,12 +143,17 @@ impl DeltaTable {
         fsync: bool,
     ) -> Result<Self> {
         let bug = |e| Error::bug("a table's schema is not JSON").with_source(e);
-        let mut configuration: Map<String, Value> =
-            properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+        let mut configuration: Map<String, Value> = properties
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
+            .collect();
         let schema_json = serde_json::to_value(to_delta(schema, dir)?).map_err(bug)?;
         let schema_json = mapping::map_columns(schema_json, None, &mut configuration)?;
         let mut wanted = features(schema);
-        if configuration.get("delta.enableDeletionVectors").is_some_and(|on| on == "true") {
+        if configuration
+            .get("delta.enableDeletionVectors")
+            .is_some_and(|on| on == "true")
+        {
             wanted.push("deletionVectors");
         }
         let actions = [
@@ -173,7 +183,11 @@ impl DeltaTable {
 /// Features that reading and writing such columns needs.
 fn features(schema: &Schema) -> Vec<&'static str> {
     let mut features = Vec::new();
-    if schema.fields().iter().any(|field| has_local_timestamp(field.data_type())) {
+    if schema
+        .fields()
+        .iter()
+        .any(|field| has_local_timestamp(field.data_type()))
+    {
         features.push("timestampNtz");
     }
     if mapping::is_needed(schema) {

@@ -18,7 +18,7 @@ mod store;
 mod table;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob};
-pub(crate) use commit::{Commit, Committed, DeletedRows, NewFile, now_ms};
+pub(crate) use commit::{Commit, DeletedRows, NewFile, now_ms};
 pub(crate) use deletion_vector::Descriptor;
 pub(crate) use rows::LiveFile;
 pub(crate) use table::DeltaTable;

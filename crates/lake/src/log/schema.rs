@@ -24,25 +24,37 @@ pub(super) fn to_delta(schema: &Schema, dir: &Path) -> Result<StructType> {
 
 /// A Delta schema as Arrow's.
 pub(super) fn to_arrow(schema: &StructType, dir: &Path) -> Result<SchemaRef> {
-    Schema::try_from_kernel(schema).map(|schema: Schema| Arc::new(without_metadata(&schema))).map_err(|e| {
-        Error::new(
-            &code::LAKE_FOREIGN,
-            format!(
-                "the schema of \"{}\" has types alluvium does not write",
-                dir.display()
-            ),
-        )
-        .with_detail(e.to_string())
-    })
+    Schema::try_from_kernel(schema)
+        .map(|schema: Schema| Arc::new(without_metadata(&schema)))
+        .map_err(|e| {
+            Error::new(
+                &code::LAKE_FOREIGN,
+                format!(
+                    "the schema of \"{}\" has types alluvium does not write",
+                    dir.display()
+                ),
+            )
+            .with_detail(e.to_string())
+        })
 }
 
 /// Fields without Delta's notes on them (ids, physical names), which would make equal types differ.
 fn without_metadata(schema: &Schema) -> Schema {
-    Schema::new(schema.fields().iter().map(|field| bare_field(field)).collect::<Vec<_>>())
+    Schema::new(
+        schema
+            .fields()
+            .iter()
+            .map(|field| bare_field(field))
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn bare_field(field: &Field) -> Field {
-    Field::new(field.name(), bare_type(field.data_type()), field.is_nullable())
+    Field::new(
+        field.name(),
+        bare_type(field.data_type()),
+        field.is_nullable(),
+    )
 }
 
 fn bare_type(data_type: &DataType) -> DataType {

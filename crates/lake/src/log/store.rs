@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -40,6 +40,18 @@ impl fmt::Display for DurableStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DurableStore")
     }
+}
+
+/// The kernel puts listed paths into URLs as they are: a `%` in a directory's name would be decoded
+/// there, and name another directory.
+fn for_url(mut meta: ObjectMeta) -> ObjectMeta {
+    let location = meta.location.as_ref();
+    if location.contains('%')
+        && let Ok(encoded) = Path::parse(location.replace('%', "%25"))
+    {
+        meta.location = encoded;
+    }
+    meta
 }
 
 fn sync(path: &std::path::Path) -> Result<()> {
@@ -95,7 +107,7 @@ impl ObjectStore for DurableStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.files.list(prefix)
+        self.files.list(prefix).map_ok(for_url).boxed()
     }
 
     fn list_with_offset(
@@ -103,7 +115,10 @@ impl ObjectStore for DurableStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.files.list_with_offset(prefix, offset)
+        self.files
+            .list_with_offset(prefix, offset)
+            .map_ok(for_url)
+            .boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -4,6 +4,10 @@
 //! normally none or one. A second one appears only between two updates that exchange keys
 //! (deferrable constraints check at the end); updates and deletes take the oldest, so that the row
 //! that moves away is the one that was there before.
+//!
+//! While a copy under several snapshots is reconciled, one case cannot be told apart and is not
+//! supported: two rows exchanging keys directly (only deferrable constraints allow it, which cannot
+//! be a replica identity, so the key must have been named by hand) where the copy has one of them.
 
 use std::collections::VecDeque;
 use std::mem;

@@ -357,6 +357,9 @@ proptest! {
         let mut rows = BTreeMap::new();
         play(&first, &mut rows);
         let before = rows.clone();
+        // Direct exchanges cannot be told apart here: see the head of `keyed`.
+        let steps: Vec<Step> =
+            steps.into_iter().filter(|step| !matches!(step, Step::Swap { direct: true, .. })).collect();
         let batches = play(&steps, &mut rows);
         // A range of the heap is copied late; rows move between ranges when they change, so where
         // a key lies early and late need not agree: the copy may have it twice (the later wins),

@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use alluvium_change::{Error, Identity, Lsn, Result, code};
-use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, new_null_array,
-};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, new_null_array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, TimeUnit};
 use hashbrown::HashMap;

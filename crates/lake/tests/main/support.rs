@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 /// A lake that is gone when dropped.
 pub(crate) struct TestLake {
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
     pub(crate) lake: Lake,
 }
 
@@ -33,7 +33,7 @@ impl TestLake {
         let dir = TempDir::new().unwrap();
         // A name that has to be escaped in a URL.
         let lake = Lake::open(&dir.path().join("a lake %41 ü"), settings).unwrap();
-        Self { dir, lake }
+        Self { _dir: dir, lake }
     }
 }
 

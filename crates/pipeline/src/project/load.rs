@@ -80,7 +80,8 @@ pub fn parse(
         }
     }
     Ok(Project {
-        lake_path: dir.join(expand(&written.lake.path)?),
+        // Without the "." of "./lake".
+        lake_path: dir.join(expand(&written.lake.path)?).components().collect(),
         source: source_settings(name, source, file, &dir, &expand)?,
         limits: limits(&written.limits, file)?,
         commit: written.commit,
@@ -294,7 +295,7 @@ mod tests {
         assert_eq!(project.source.publication, "alluvium_shop");
         assert_eq!(project.source.tables, ["public.*"]);
         assert_eq!(project.limits.memory_bytes, 1 << 30);
-        assert_eq!(project.lake_path, Path::new("/p/./lake"));
+        assert_eq!(project.lake_path, Path::new("/p/lake"));
     }
 
     #[test]

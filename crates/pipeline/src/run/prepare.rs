@@ -54,44 +54,13 @@ pub(super) async fn prepare(
         status.server_lsn = system.flush_lsn;
         status.tables.clear();
     });
-    let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let memory_bytes = project.limits.memory_bytes;
-    let limits = StreamLimits {
-        cut_bytes: usize::try_from(memory_bytes / 8).unwrap_or(usize::MAX),
-        handed_over_bytes: usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX),
-    };
-    let mut pipeline = Pipeline {
-        owner_context: OwnerContext {
-            lake,
-            board: board.clone(),
-            events: event_sender,
-            cpu: Arc::new(Semaphore::new(cores)),
-        },
-        stream: Stream::new(limits, project.commit),
-        copy_context: CopyContext {
-            options: options.clone(),
-            workers: project.limits.copy_workers,
-            range_bytes: (memory_bytes / 32).max(4 << 20),
-            board: board.clone(),
-            selection: selection(&project),
-        },
-        system_identifier: system.system_identifier.clone(),
+    let found = Found {
         known,
         names,
         publications,
-        project,
-        run,
-        options,
-        board,
-        shutdown,
-        events,
-        owner_tasks: JoinSet::new(),
-        copy_queue: Vec::new(),
-        copy_jobs: JoinSet::new(),
-        target: None,
-        _lock: lock,
+        system_identifier: system.system_identifier.clone(),
     };
+    let mut pipeline = assemble(project, run, options, board, shutdown, (lock, lake), found);
     let resync = pending_resync(&pipeline.project);
     let owners = open_owners(&pipeline, &resync).await?;
     let slot = slot::state(&client, &pipeline.project.source.slot).await?;
@@ -137,6 +106,63 @@ pub(super) async fn prepare(
     pipeline.stream.restart(start).await?;
     start_stream(&pipeline, &mut connection, start).await?;
     Ok((pipeline, connection, sessions))
+}
+
+/// What is known of the source before anything is written.
+struct Found {
+    known: BTreeMap<TableId, Arc<SourceTable>>,
+    names: BTreeMap<TableId, String>,
+    publications: Vec<String>,
+    system_identifier: String,
+}
+
+fn assemble(
+    project: Project,
+    run: RunOptions,
+    options: ConnectOptions,
+    board: StatusBoard,
+    shutdown: watch::Receiver<bool>,
+    (lock, lake): (LakeLock, Lake),
+    found: Found,
+) -> Pipeline {
+    let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let memory_bytes = project.limits.memory_bytes;
+    let limits = StreamLimits {
+        cut_bytes: usize::try_from(memory_bytes / 8).unwrap_or(usize::MAX),
+        handed_over_bytes: usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX),
+    };
+    Pipeline {
+        owner_context: OwnerContext {
+            lake,
+            board: board.clone(),
+            events: event_sender,
+            cpu: Arc::new(Semaphore::new(cores)),
+        },
+        stream: Stream::new(limits, project.commit),
+        copy_context: CopyContext {
+            options: options.clone(),
+            workers: project.limits.copy_workers,
+            range_bytes: (memory_bytes / 32).max(4 << 20),
+            board: board.clone(),
+            selection: selection(&project),
+        },
+        system_identifier: found.system_identifier,
+        known: found.known,
+        names: found.names,
+        publications: found.publications,
+        project,
+        run,
+        options,
+        board,
+        shutdown,
+        events,
+        owner_tasks: JoinSet::new(),
+        copy_queue: Vec::new(),
+        copy_jobs: JoinSet::new(),
+        target: None,
+        _lock: lock,
+    }
 }
 
 /// The checks of `doctor`: what fails there fails here, with the same words.

@@ -219,7 +219,7 @@ fn slot_use(subject: &Subject<'_>, state: &SlotState) -> Check {
         let plugin = state.plugin.as_deref().unwrap_or("none: it is physical");
         return Check::fail(
             "slot",
-            &code::PG_QUERY,
+            &code::CONFIG_VALUE,
             format!("\"{name}\" has plugin {plugin}"),
         )
         .meaning("it belongs to another program")
@@ -228,7 +228,7 @@ fn slot_use(subject: &Subject<'_>, state: &SlotState) -> Check {
     if state.database.as_ref() != Some(&subject.options.database) {
         let database = state.database.as_deref().unwrap_or("?");
         let finding = format!("\"{name}\" belongs to database \"{database}\"");
-        return Check::fail("slot", &code::PG_QUERY, finding)
+        return Check::fail("slot", &code::CONFIG_VALUE, finding)
             .meaning("a slot reads one database")
             .fix("name another slot in the project file: slot = \"...\"");
     }

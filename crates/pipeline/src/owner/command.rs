@@ -1,0 +1,140 @@
+//! What an owner is asked to do, what it tells, and how others reach it.
+
+use std::sync::Arc;
+
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code};
+use alluvium_lake::CopyState;
+use alluvium_source_postgres::catalog::SourceTable;
+use arrow::array::RecordBatch;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::acknowledge::CutId;
+use crate::tables::ShapeStep;
+
+/// Commands that may wait for an owner.
+const QUEUE_COMMANDS: usize = 16;
+
+/// The end of a cut: commit up to `position`, then report.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CutEnd {
+    pub id: CutId,
+    pub position: Lsn,
+}
+
+/// Rows of one copied range, in the range's order.
+#[derive(Debug)]
+pub(crate) struct CopiedRows {
+    pub batches: Vec<RecordBatch>,
+    pub snapshot: Lsn,
+    /// With the last rows of a range: how far its leaf is copied now.
+    pub reached: Option<Reached>,
+}
+
+/// How far one leaf of a table has been copied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reached {
+    pub relfilenode: u32,
+    /// First page not copied; `u32::MAX` when the leaf is done.
+    pub next_page: u32,
+}
+
+/// What an owner is asked to do.
+pub(crate) enum Command {
+    /// Changes of one cut, or of a part of one when `end` is absent. The permit is the memory they
+    /// hold.
+    Cut {
+        batches: Vec<ChangeBatch>,
+        end: Option<CutEnd>,
+        permit: Option<OwnedSemaphorePermit>,
+    },
+    /// From now on keep every change in bronze, in this shape: a copy will be taken.
+    PrepareCopy {
+        table: Arc<SourceTable>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// Start copying from nothing, or go on: answers what is copied already.
+    BeginCopy {
+        snapshot: Lsn,
+        afresh: bool,
+        reply: oneshot::Sender<Result<CopyState>>,
+    },
+    Copied {
+        rows: CopiedRows,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    FinishCopy {
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// The table's newest shape; sent before the first change that has it.
+    /// All transactions up to `ended` are complete.
+    Shape {
+        table: Arc<SourceTable>,
+        step: ShapeStep,
+        ended: Lsn,
+    },
+    /// Changes of the table cannot be decoded from `at` on.
+    Broken {
+        at: Lsn,
+        error: Error,
+    },
+    /// The stream starts again: parts of a cut that never ended are void.
+    Restarted,
+}
+
+/// What an owner tells the pipeline.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Durable(CutId),
+    /// The table must be copied (again).
+    NeedsCopy(TableId),
+    PhaseChanged,
+    /// The lake itself fails: nothing more can be made durable.
+    Fatal(Error),
+}
+
+/// How others reach an owner.
+#[derive(Clone)]
+pub(crate) struct OwnerHandle {
+    pub table: TableId,
+    commands: mpsc::Sender<Command>,
+}
+
+impl OwnerHandle {
+    /// A handle, and the queue it fills.
+    pub(super) fn of(table: TableId) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
+        (Self { table, commands }, receiver)
+    }
+
+    /// A place in the owner's queue, when there is one now.
+    #[must_use]
+    pub(crate) fn try_reserve(&self) -> Option<mpsc::OwnedPermit<Command>> {
+        self.commands.clone().try_reserve_owned().ok()
+    }
+
+    /// Hands over a command, waiting for room.
+    ///
+    /// # Errors
+    /// The owner has ended.
+    pub(crate) async fn send(&self, command: Command) -> Result<()> {
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))
+    }
+
+    /// Hands over a command made from a reply channel and waits for the answer.
+    ///
+    /// # Errors
+    /// The owner has ended, or its answer is an error.
+    pub(crate) async fn ask<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(make(reply)).await?;
+        answer
+            .await
+            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))?
+    }
+}
