@@ -12,4 +12,5 @@ mod errors;
 mod evolve;
 mod history;
 mod support;
+mod types;
 mod workload;
