@@ -412,9 +412,9 @@ fn misfits_are_refused_or_repaired() {
         ),
     ];
     for (change, reason) in cases {
-        let refusal = one(&[change.clone()], &store, Misfit::Refuse).unwrap_err();
+        let refusal = one(std::slice::from_ref(&change), &store, Misfit::Refuse).unwrap_err();
         assert_eq!(refusal, Refusal { row: 0, reason });
-        let plan = one(&[change.clone()], &store, Misfit::Repair).unwrap();
+        let plan = one(std::slice::from_ref(&change), &store, Misfit::Repair).unwrap();
         assert_eq!(plan.conflicts, 1, "{change:?}");
         assert_eq!(plan.rows.len(), usize::from(change.op != Op::Delete));
     }
@@ -429,9 +429,9 @@ fn two_rows_of_one_key_in_the_end_are_a_conflict() {
         old: Some((1, None)),
         ..sent(Op::Update, (2, 9, 9))
     };
-    let refusal = one(&[onto.clone()], &store, Misfit::Refuse).unwrap_err();
+    let refusal = one(std::slice::from_ref(&onto), &store, Misfit::Refuse).unwrap_err();
     assert_eq!(refusal.reason, Reason::Present);
-    let (batch, _) = batch_of(&[onto.clone()]);
+    let (batch, _) = batch_of(std::slice::from_ref(&onto));
     let plan = one(&[onto], &store, Misfit::Repair).unwrap();
     store.carry_out(&batch, &plan);
     assert_eq!(store.live(), BTreeMap::from([(2, (2, 9, 9))]));

@@ -153,7 +153,8 @@ fn a_commit_of_someone_else_is_noticed() {
 
 #[test]
 fn missing_and_damaged_files_are_named() {
-    let damages: [(&str, fn(&std::path::Path)); 4] = [
+    type Damage = fn(&std::path::Path);
+    let damages: [(&str, Damage); 4] = [
         ("removed", |path| fs::remove_file(path).unwrap()),
         ("cut", |path| {
             let bytes = fs::read(path).unwrap();

@@ -11,7 +11,7 @@ fn run(seed: u64, identity: Identity, settings: LakeSettings) {
     let test = TestLake::with(settings);
     let schema = items(identity.clone());
     let owner = owner("items");
-    let metadata = if seed % 2 == 0 {
+    let metadata = if seed.is_multiple_of(2) {
         vec![
             MetadataColumn::CommitLsn,
             MetadataColumn::CommitTime,
