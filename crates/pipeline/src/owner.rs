@@ -136,7 +136,7 @@ impl TableOwner {
     /// # Errors
     /// The lake cannot be written.
     pub(crate) fn stop_now(&mut self, error: &Error) -> Result<()> {
-        self.break_at(self.position(), error)?;
+        self.break_at(self.position(), Lsn::ZERO, error)?;
         self.tell_status();
         Ok(())
     }
@@ -145,6 +145,14 @@ impl TableOwner {
     #[must_use]
     pub(crate) fn lake_columns(&self) -> &arrow::datatypes::SchemaRef {
         self.bronze.schema().arrow()
+    }
+
+    /// Whether the lake has the rows of this very table, told apart in the same way.
+    #[must_use]
+    pub(crate) fn is_copy_of_its_table(&self) -> bool {
+        self.silver
+            .as_ref()
+            .is_none_or(|silver| silver.is_copy_of(&self.table.schema))
     }
 
     #[must_use]
@@ -210,8 +218,8 @@ impl TableOwner {
                     events.push(Event::NeedsCopy(self.table.schema.id.clone()));
                 }
             }
-            Command::Broken { at, error } => {
-                if let Err(error) = self.break_at(at, &error) {
+            Command::Broken { at, ended, error } => {
+                if let Err(error) = self.break_at(at, ended, &error) {
                     events.push(Event::Fatal(error));
                 }
                 events.push(Event::PhaseChanged);
@@ -282,7 +290,10 @@ impl TableOwner {
         self.catch_up = None;
         self.bronze.discard_copied();
         self.table = table;
-        if self.silver.as_ref().is_none_or(Silver::has_staged) {
+        let opened_for_it = self.silver.as_ref().is_some_and(|silver| {
+            !silver.has_staged() && silver.schema().as_ref() == self.table.schema.as_ref()
+        });
+        if !opened_for_it {
             self.silver = None;
             self.silver = Some(self.open_silver()?);
         }
@@ -320,7 +331,9 @@ impl TableOwner {
         let Some(silver) = &mut self.silver else {
             return Err(Error::bug("a copy began that was not prepared"));
         };
-        let resume = !afresh && matches!(silver.copy_state(), CopyState::Copying { .. });
+        let resume = !afresh
+            && matches!(silver.copy_state(), CopyState::Copying { .. })
+            && silver.is_copy_of(&self.table.schema);
         if !resume {
             if self.bronze.version() > 0 {
                 self.bronze.record_restart(snapshot, now_micros())?;
@@ -432,7 +445,20 @@ impl TableOwner {
         Ok(())
     }
 
-    fn break_at(&mut self, at: Lsn, error: &Error) -> Result<()> {
+    fn break_at(&mut self, at: Lsn, ended: Lsn, error: &Error) -> Result<()> {
+        if let Some(through) = self
+            .staged_through
+            .take()
+            .filter(|through| *through <= ended)
+        {
+            // Whole transactions from before are kept.
+            self.bronze.commit(through)?;
+            if let (Phase::Live, Some(silver)) = (self.phase, &mut self.silver)
+                && silver.has_staged()
+            {
+                silver.commit(through)?;
+            }
+        }
         self.broken = true;
         self.phase = Phase::Stopped;
         self.catch_up = None;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alluvium_change::{Error, Identity, Result, TableSchema, code};
+use alluvium_change::{Error, Identity, Result, TableId, TableSchema, code};
 use alluvium_lake::{MetadataColumn, SilverSettings};
 use alluvium_source_postgres::catalog::{SourceTable, TableOverride, TableSelection};
 use alluvium_source_postgres::type_map::OnInvalid;
@@ -67,6 +67,16 @@ pub(crate) fn describe_identity(table: &TableSchema) -> String {
         Identity::WholeRow => "whole row".to_owned(),
         Identity::AppendOnly => "none: append-only".to_owned(),
     }
+}
+
+/// The error for a table that is not the one the lake has rows of.
+pub(crate) fn another_table(id: &TableId) -> Error {
+    Error::new(
+        &code::SCHEMA_CHANGED,
+        format!("table \"{id}\" was made again, or its rows are identified in another way now"),
+    )
+    .with_detail("the lake keeps the rows it has")
+    .with_hint(format!("copy it afresh: alluvium resync {id}"))
 }
 
 /// What an owner has to do for its table's newest shape.

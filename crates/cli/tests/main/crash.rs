@@ -163,9 +163,15 @@ fn a_restart_of_the_server_is_survived() {
         .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
         .unwrap();
     setup.pg.execute("SELECT shop_step()").unwrap();
-    let orders = setup.pg.query_text("SELECT count(*) FROM orders").unwrap();
+    let orders: u64 = setup
+        .pg
+        .query_text("SELECT count(*) FROM orders")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     setup.wait(&running, "the stream has gone on", || {
-        setup.status("public.orders")["silver_rows"].to_string() == orders.trim()
+        setup.status("public.orders")["silver_rows"] == orders
     });
     crate::setup::terminate(running);
     setup.catch_up();

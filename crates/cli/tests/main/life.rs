@@ -332,3 +332,51 @@ fn the_newcomers_commands_work() {
         alluvium(&["doctor", "--output", format]).success().unwrap();
     }
 }
+
+/// Dropped and made again while nobody looked: the lake's rows are those of another table.
+#[test]
+fn a_table_made_again_is_not_taken_for_the_old_one() {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'old' FROM generate_series(1, 10) g",
+        "\"public.*\"",
+    );
+    setup.catch_up();
+    let again = "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'new')";
+    setup.pg.execute(again).unwrap();
+    let ended = setup.alluvium(crate::setup::CAUGHT_UP);
+    assert_eq!(ended.code(), Some(3), "{}", ended.stderr);
+    assert_eq!(setup.status("public.t")["error"]["code"], "AL-SCHEMA-001");
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+    // And while it runs.
+    let running = setup.spawn_run();
+    setup.wait(&running, "it is live", || setup.status("public.t")["phase"] == "live");
+    setup.pg.execute(again).unwrap();
+    setup.pg.execute("ALTER PUBLICATION alluvium_test ADD TABLE ONLY t; INSERT INTO t VALUES (2, 'newer')").unwrap();
+    setup.wait(&running, "it is stopped", || setup.status("public.t")["phase"] == "stopped");
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    setup.wait(&running, "it is live again", || setup.status("public.t")["phase"] == "live");
+    terminate(running);
+    setup.catch_up();
+    setup.assert_equal();
+}
+
+/// Somebody else wrote to silver while the pipeline rested: its rows cannot be trusted.
+#[test]
+fn a_commit_of_another_program_is_noticed() {
+    let setup = Setup::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "\"public.*\"");
+    setup.catch_up();
+    let log = setup.lake().join("silver/t/_delta_log");
+    let versions = std::fs::read_dir(&log).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "json")
+    });
+    let next = log.join(format!("{:020}.json", versions.count()));
+    std::fs::write(next, "{\"commitInfo\":{\"operation\":\"OPTIMIZE\"}}\n").unwrap();
+    let ended = setup.alluvium(crate::setup::CAUGHT_UP);
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error[AL-LAKE-004]"), "{}", ended.stderr);
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+}

@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 use alluvium_testkit::{Alluvium, Finished, PgCluster, check};
 use serde_json::Value;
 
-pub const PATIENCE: Duration = Duration::from_secs(120);
-pub const CAUGHT_UP: &[&str] = &["run", "--until-caught-up"];
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const CAUGHT_UP: &[&str] = &["run", "--until-caught-up"];
 
-pub fn bin() -> &'static Path {
+pub(crate) fn bin() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_alluvium"))
 }
 
-pub struct Setup {
+pub(crate) struct Setup {
     pub pg: PgCluster,
     pub dir: tempfile::TempDir,
 }
 
 impl Setup {
     /// A server of the distribution's version, with `sql` run, and a project that follows `tables`.
-    pub fn new(sql: &str, tables: &str) -> Self {
+    pub(crate) fn new(sql: &str, tables: &str) -> Self {
         Self::on(PgCluster::start(None, &[]).unwrap(), sql, tables, "")
     }
 
-    pub fn on(pg: PgCluster, sql: &str, tables: &str, more: &str) -> Self {
+    pub(crate) fn on(pg: PgCluster, sql: &str, tables: &str, more: &str) -> Self {
         if !sql.is_empty() {
             pg.execute(sql).unwrap();
         }
@@ -37,7 +37,7 @@ impl Setup {
     }
 
     /// Writes the project file; `more` is appended.
-    pub fn configure(&self, tables: &str, more: &str) {
+    pub(crate) fn configure(&self, tables: &str, more: &str) {
         let url = self.pg.url("postgres");
         let text = format!(
             "[source.test]\ntype = \"postgres\"\nurl = \"{url}\"\ntables = [{tables}]\n\
@@ -46,34 +46,34 @@ impl Setup {
         std::fs::write(self.dir.path().join("alluvium.toml"), text).unwrap();
     }
 
-    pub fn lake(&self) -> PathBuf {
+    pub(crate) fn lake(&self) -> PathBuf {
         self.dir.path().join("lake")
     }
 
     /// Runs the program to its end.
-    pub fn alluvium(&self, args: &[&str]) -> Finished {
+    pub(crate) fn alluvium(&self, args: &[&str]) -> Finished {
         self.alluvium_with(args, &[])
     }
 
-    pub fn alluvium_with(&self, args: &[&str], envs: &[(&str, &str)]) -> Finished {
+    pub(crate) fn alluvium_with(&self, args: &[&str], envs: &[(&str, &str)]) -> Finished {
         Alluvium::run(bin(), args, self.dir.path(), envs, PATIENCE).unwrap()
     }
 
     /// `run --until-caught-up`, which must succeed.
-    pub fn catch_up(&self) {
+    pub(crate) fn catch_up(&self) {
         self.alluvium(CAUGHT_UP).success().unwrap();
     }
 
-    pub fn spawn_run(&self) -> Alluvium {
+    pub(crate) fn spawn_run(&self) -> Alluvium {
         Alluvium::spawn(bin(), &["run"], self.dir.path(), &[]).unwrap()
     }
 
     /// Source and silver are equal for both readers, also under pushed-down predicates.
-    pub fn assert_equal(&self) {
+    pub(crate) fn assert_equal(&self) {
         self.assert_equal_but(&[]);
     }
 
-    pub fn assert_equal_but(&self, args: &[&str]) {
+    pub(crate) fn assert_equal_but(&self, args: &[&str]) {
         let args = [&["--probes", "8"], args].concat();
         check::compare(&self.pg.url("postgres"), &self.lake(), &args)
             .unwrap()
@@ -82,7 +82,7 @@ impl Setup {
     }
 
     /// One table's entry of `alluvium status`.
-    pub fn status(&self, table: &str) -> Value {
+    pub(crate) fn status(&self, table: &str) -> Value {
         let finished = self.alluvium(&["status", "--output", "json"]);
         let rows: Value = serde_json::from_str(&finished.stdout).unwrap_or(Value::Null);
         let found = rows
@@ -92,7 +92,7 @@ impl Setup {
     }
 
     /// The answer of `alluvium sql` as JSON rows.
-    pub fn sql(&self, query: &str) -> Value {
+    pub(crate) fn sql(&self, query: &str) -> Value {
         let finished = self
             .alluvium(&["sql", query, "--output", "json"])
             .success()
@@ -101,7 +101,7 @@ impl Setup {
     }
 
     /// Waits until `done` holds, or fails with the running program's log.
-    pub fn wait(&self, running: &Alluvium, what: &str, done: impl Fn() -> bool) {
+    pub(crate) fn wait(&self, running: &Alluvium, what: &str, done: impl Fn() -> bool) {
         let since = Instant::now();
         while !done() {
             assert!(
@@ -115,7 +115,7 @@ impl Setup {
 }
 
 /// Ends a running pipeline as an administrator would; it must say that all is well.
-pub fn terminate(mut running: Alluvium) -> String {
+pub(crate) fn terminate(mut running: Alluvium) -> String {
     running.terminate();
     let status = running.wait_timeout(PATIENCE).unwrap();
     let stderr = running.stderr();

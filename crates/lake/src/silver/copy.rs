@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 
 use super::apply::State;
 use super::open::new_index;
+use super::txn::source_mark;
 use super::{CopyState, Index, Silver};
 use crate::key_index::{KeyEncoder, KeyIndex, Location};
 use crate::merge::Before;
@@ -31,7 +32,9 @@ impl Silver {
             silver.stage.discard(|_| false);
             silver.segments.retain(&silver.dir, |_| false);
             silver.index = new_index(&silver.schema);
-            let txns = silver.positions.begin(snapshot);
+            let txns = silver
+                .positions
+                .begin(snapshot, source_mark(&silver.schema));
             silver.commit_staged(txns).map(|_| ())
         })
     }

@@ -13,7 +13,7 @@
 //!
 //! Positions are `txn` actions (see [`txn`]); of application ids:
 //! `<app>` position · `<app>/copy_first`, `<app>/copy_last` snapshots of a copy under way ·
-//! `<app>/copy/<relfilenode>` next page · `<app>/reconcile_until` · `<app>/stopped`. A version of -1
+//! `<app>/copy/<relfilenode>` next page · `<app>/reconcile_until` · `<app>/source` which table · `<app>/stopped`. A version of -1
 //! means none.
 
 mod apply;
@@ -98,6 +98,15 @@ impl Silver {
     #[must_use]
     pub fn copy_state(&self) -> CopyState {
         self.positions.copy_state()
+    }
+
+    /// Whether the rows are those of this very table of the source, told apart in the same way; true
+    /// before its first copy. A table that was dropped and made again is another.
+    #[must_use]
+    pub fn is_copy_of(&self, source: &TableSchema) -> bool {
+        self.positions
+            .source()
+            .is_none_or(|mark| mark == txn::source_mark(source))
     }
 
     /// The source's columns as the table holds them.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alluvium_change::Lsn;
+use alluvium_change::{Identity, Lsn, TableSchema};
 
 use super::CopyState;
 
@@ -13,6 +13,18 @@ const NONE: i64 = -1;
 pub(super) struct Positions {
     app_id: String,
     txns: BTreeMap<String, i64>,
+}
+
+/// Tells a table of the source from another of the same name: its oid, and what identifies its
+/// rows, as a number that fits into a `txn` action.
+pub(super) fn source_mark(schema: &TableSchema) -> i64 {
+    let identity = match &schema.identity {
+        Identity::Key(_) => format!("key {:?}", schema.key_names()),
+        Identity::WholeRow => "whole row".to_owned(),
+        Identity::AppendOnly => "append-only".to_owned(),
+    };
+    let hash = xxhash_rust::xxh3::xxh3_64(format!("{} {identity}", schema.relation_oid).as_bytes());
+    i64::try_from(hash >> 1).unwrap_or(i64::MAX)
 }
 
 type Txns = Vec<(String, i64)>;
@@ -101,13 +113,22 @@ impl Positions {
             .collect()
     }
 
-    /// A copy begun under `snapshot`, all before forgotten.
-    pub(super) fn begin(&self, snapshot: Lsn) -> Txns {
+    /// A copy of the table `source` begun under `snapshot`, all before forgotten.
+    pub(super) fn begin(&self, snapshot: Lsn, source: i64) -> Txns {
         let mut txns: BTreeMap<String, i64> = self.reset().into_iter().collect();
         for suffix in ["copy_first", "copy_last"] {
             txns.insert(self.id(suffix), snapshot.as_txn_version());
         }
+        txns.insert(self.id("source"), source);
         txns.into_iter().collect()
+    }
+
+    /// What was copied: see [`source_mark`].
+    pub(super) fn source(&self) -> Option<i64> {
+        self.txns
+            .get(&self.id("source"))
+            .copied()
+            .filter(|mark| *mark != NONE)
     }
 
     /// A range copied, up to `next_page` of `relfilenode`, under `snapshot` or an earlier one.

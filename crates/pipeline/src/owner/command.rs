@@ -72,9 +72,10 @@ pub(crate) enum Command {
         step: ShapeStep,
         ended: Lsn,
     },
-    /// Changes of the table cannot be decoded from `at` on.
+    /// Changes of the table cannot be decoded from `at` on; transactions up to `ended` are whole.
     Broken {
         at: Lsn,
+        ended: Lsn,
         error: Error,
     },
     /// The stream starts again: parts of a cut that never ended are void.

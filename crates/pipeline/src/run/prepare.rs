@@ -22,7 +22,7 @@ use crate::owner::{OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
 use crate::status::{StatusBoard, now_micros};
 use crate::stream::{Stream, StreamLimits};
-use crate::tables::{ShapeStep, selection, shape_step, silver_settings};
+use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
 use crate::{LakeLock, doctor, requests};
 
 /// Events of owners that may wait for the main task.
@@ -415,7 +415,12 @@ impl Pipeline {
         let asked = resync.contains(&id);
         let mut needs_copy = asked || owner.needs_copy();
         if !needs_copy {
-            match shape_step(&owner.lake_columns(), &table) {
+            let step = if owner.is_copy_of_its_table() {
+                shape_step(owner.lake_columns(), &table)
+            } else {
+                Err(another_table(&id))
+            };
+            match step {
                 Ok(ShapeStep::Same) => {}
                 Ok(step) => {
                     owner.reshape_now(Arc::clone(&table), &step)?;

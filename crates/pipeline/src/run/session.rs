@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{Error, Result, code};
+use alluvium_change::{Error, Lsn, Result, TableId, code};
 use alluvium_source_postgres::capture::Relation;
 use alluvium_source_postgres::catalog::{self, SourceTable};
 use alluvium_source_postgres::connect;
@@ -18,7 +18,7 @@ use crate::project::assign_names;
 use crate::requests;
 use crate::status::Phase;
 use crate::stream::Need;
-use crate::tables::{ShapeStep, selection, shape_step, silver_settings};
+use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
 
 const TICK: Duration = Duration::from_millis(20);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
@@ -153,16 +153,22 @@ impl Pipeline {
     async fn help(&mut self, need: Need) -> Result<()> {
         match need {
             Need::Failed(failure) => {
-                let owner = self.stream.owner(&failure.table)?.clone();
-                owner
-                    .send(Command::Broken {
-                        at: failure.at,
-                        error: failure.error,
-                    })
+                self.break_table(&failure.table, failure.at, failure.error)
                     .await
             }
             Need::Catalog(relation) => self.learn(relation).await,
         }
+    }
+
+    /// Stops a table whose changes cannot be decoded from `at` on, after what was decoded before.
+    async fn break_table(&mut self, id: &TableId, at: Lsn, error: Error) -> Result<()> {
+        self.stream.flush_parts().await?;
+        let ended = self.stream.last_ended();
+        self.stream
+            .owner(id)?
+            .clone()
+            .send(Command::Broken { at, ended, error })
+            .await
     }
 
     /// The stream spoke of a relation, or of columns, that are not known yet.
@@ -180,12 +186,7 @@ impl Pipeline {
         let step = self.stream.assembler.resolve(&relation, table)?;
         match self.stream.step(step)? {
             Some(Need::Failed(failure)) => {
-                let owner = self.stream.owner(&failure.table)?.clone();
-                owner
-                    .send(Command::Broken {
-                        at: failure.at,
-                        error: failure.error,
-                    })
+                self.break_table(&failure.table, failure.at, failure.error)
                     .await
             }
             _ => Ok(()),
@@ -204,7 +205,14 @@ impl Pipeline {
         if known.schema == table.schema {
             return Ok(true);
         }
-        match shape_step(known.schema.arrow(), &table) {
+        let step = if known.schema.relation_oid == table.schema.relation_oid
+            && known.schema.identity == table.schema.identity
+        {
+            shape_step(known.schema.arrow(), &table)
+        } else {
+            Err(another_table(&id))
+        };
+        match step {
             Ok(ShapeStep::Same) => Ok(true),
             Ok(step) => {
                 self.stream.flush_parts().await?;
@@ -220,12 +228,10 @@ impl Pipeline {
                 Ok(true)
             }
             Err(error) => {
+                self.stream.flush_parts().await?;
                 self.stream.assembler.ignore(known.schema.relation_oid);
-                let broken = Command::Broken {
-                    at: self.stream.received(),
-                    error,
-                };
-                self.stream.owner(&id)?.clone().send(broken).await?;
+                self.stream.assembler.ignore(table.schema.relation_oid);
+                self.break_table(&id, self.stream.received(), error).await?;
                 Ok(false)
             }
         }

@@ -234,7 +234,7 @@ impl Assembler {
         };
         if table.schema.id != relation.id {
             let what = format!("the table is now called \"{}\"", relation.id);
-            return Ok(self.fail(&table, incompatible(&table, &what)));
+            return self.fail(&table, incompatible(&table, &what));
         }
         match TableDecoder::new(Arc::clone(&table), &relation) {
             Ok(decoder) => {
@@ -242,9 +242,7 @@ impl Assembler {
                 Ok(Step::Continue)
             }
             Err(ShapeChange::Added(_)) => Ok(Step::Unknown(relation)),
-            Err(ShapeChange::Incompatible(what)) => {
-                Ok(self.fail(&table, incompatible(&table, &what)))
-            }
+            Err(ShapeChange::Incompatible(what)) => self.fail(&table, incompatible(&table, &what)),
         }
     }
 
@@ -263,7 +261,7 @@ impl Assembler {
                 self.replace(relation.oid, Entry::Ignored)?;
                 return Ok(Step::Continue);
             };
-            return Ok(self.fail(&known, incompatible(&known, "the table was dropped")));
+            return self.fail(&known, incompatible(&known, "the table was dropped"));
         };
         self.known.insert(relation.oid, Arc::clone(&table));
         match TableDecoder::new(Arc::clone(&table), relation) {
@@ -276,11 +274,9 @@ impl Assembler {
                     "columns {} are not in the catalog any more",
                     columns.join(", ")
                 );
-                Ok(self.fail(&table, incompatible(&table, &what)))
+                self.fail(&table, incompatible(&table, &what))
             }
-            Err(ShapeChange::Incompatible(what)) => {
-                Ok(self.fail(&table, incompatible(&table, &what)))
-            }
+            Err(ShapeChange::Incompatible(what)) => self.fail(&table, incompatible(&table, &what)),
         }
     }
 
@@ -293,16 +289,26 @@ impl Assembler {
         Ok(())
     }
 
-    fn fail(&mut self, table: &SourceTable, error: Error) -> Step {
+    fn fail(&mut self, table: &SourceTable, error: Error) -> Result<Step> {
         let at = self
             .transaction
             .map_or(Lsn::ZERO, |transaction| transaction.commit_lsn);
-        self.ignore(table.schema.relation_oid);
-        Step::Failed(Failure {
+        let oid = table.schema.relation_oid;
+        // Transactions from before the failing one are whole.
+        if let Some(Entry::Decoding(mut decoder)) = self.entries.remove(&oid)
+            && let Some(batch) = decoder.take()?
+        {
+            let whole = batch.commit_lsn.partition_point(|lsn| *lsn < at);
+            if whole > 0 {
+                self.finished.push(batch.slice(0, whole));
+            }
+        }
+        self.ignore(oid);
+        Ok(Step::Failed(Failure {
             table: table.schema.id.clone(),
             at,
             error,
-        })
+        }))
     }
 
     fn event(
@@ -326,7 +332,7 @@ impl Assembler {
             Ok(()) => Ok(Step::Continue),
             Err(error) if error.is(&code::VALUE) => {
                 let table = Arc::clone(decoder.table());
-                Ok(self.fail(&table, error))
+                self.fail(&table, error)
             }
             Err(error) => Err(error),
         }

@@ -284,10 +284,9 @@ fn finish(
     builders: &mut [ColumnBuilder],
     rows: usize,
 ) -> Result<RecordBatch> {
-    let columns: Vec<ArrayRef> = builders
-        .iter_mut()
-        .map(ColumnBuilder::finish)
-        .collect::<Result<_>>()?;
+    // A row that failed half-way left some columns one value longer.
+    let finish = |builder: &mut ColumnBuilder| Ok(builder.finish()?.slice(0, rows));
+    let columns: Vec<ArrayRef> = builders.iter_mut().map(finish).collect::<Result<_>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(schema.arrow()), columns, &options)
         .map_err(|error| Error::bug("decoded columns do not form a batch").with_source(error))
