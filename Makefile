@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop
+.PHONY: help build demo test check interop soak
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,3 +33,8 @@ interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, o
 	@tools/setup test
 	for major in 13 14 15 16 17 18; do tools/postgres-binaries $$major || exit 1; done
 	ALLUVIUM_TEST_PG_VERSIONS=13,14,15,16,17,18 cargo test --quiet --workspace
+
+soak: ## pgbench under a pipeline that is killed 20 times; then everything is compared
+	@tools/setup test
+	cargo build --package alluvium
+	tools/soak

@@ -351,12 +351,23 @@ fn a_table_made_again_is_not_taken_for_the_old_one() {
     setup.assert_equal();
     // And while it runs.
     let running = setup.spawn_run();
-    setup.wait(&running, "it is live", || setup.status("public.t")["phase"] == "live");
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
     setup.pg.execute(again).unwrap();
-    setup.pg.execute("ALTER PUBLICATION alluvium_test ADD TABLE ONLY t; INSERT INTO t VALUES (2, 'newer')").unwrap();
-    setup.wait(&running, "it is stopped", || setup.status("public.t")["phase"] == "stopped");
+    setup
+        .pg
+        .execute(
+            "ALTER PUBLICATION alluvium_test ADD TABLE ONLY t; INSERT INTO t VALUES (2, 'newer')",
+        )
+        .unwrap();
+    setup.wait(&running, "it is stopped", || {
+        setup.status("public.t")["phase"] == "stopped"
+    });
     setup.alluvium(&["resync", "t"]).success().unwrap();
-    setup.wait(&running, "it is live again", || setup.status("public.t")["phase"] == "live");
+    setup.wait(&running, "it is live again", || {
+        setup.status("public.t")["phase"] == "live"
+    });
     terminate(running);
     setup.catch_up();
     setup.assert_equal();
@@ -365,17 +376,29 @@ fn a_table_made_again_is_not_taken_for_the_old_one() {
 /// Somebody else wrote to silver while the pipeline rested: its rows cannot be trusted.
 #[test]
 fn a_commit_of_another_program_is_noticed() {
-    let setup = Setup::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "\"public.*\"");
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "\"public.*\"",
+    );
     setup.catch_up();
     let log = setup.lake().join("silver/t/_delta_log");
     let versions = std::fs::read_dir(&log).unwrap().filter(|entry| {
-        entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "json")
+        entry
+            .as_ref()
+            .unwrap()
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "json")
     });
     let next = log.join(format!("{:020}.json", versions.count()));
     std::fs::write(next, "{\"commitInfo\":{\"operation\":\"OPTIMIZE\"}}\n").unwrap();
     let ended = setup.alluvium(crate::setup::CAUGHT_UP);
     assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("error[AL-LAKE-004]"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("error[AL-LAKE-004]"),
+        "{}",
+        ended.stderr
+    );
     setup.alluvium(&["resync", "t"]).success().unwrap();
     setup.catch_up();
     setup.assert_equal();
