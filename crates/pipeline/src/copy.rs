@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::owner::{Command, CopiedRows, OwnerHandle, Reached};
+use crate::requests::Pending;
 use crate::status::{ErrorStatus, Phase, StatusBoard};
 
 /// A table to be copied.
@@ -32,6 +33,8 @@ pub(crate) struct CopyTarget {
     pub owner: OwnerHandle,
     /// Forget what is copied already.
     pub afresh: bool,
+    /// Who asked for it: not to be asked again once the copy has begun.
+    pub request: Option<Arc<Pending>>,
 }
 
 /// How to copy.
@@ -325,6 +328,9 @@ async fn begin(
         })
     };
     let mut state = begin(target.afresh || !keyed).await?;
+    if let Some(request) = &target.request {
+        request.finish();
+    }
     let leaf_files: HashSet<u32> = table.leaves.iter().map(|leaf| leaf.relfilenode).collect();
     if let CopyState::Copying { progress, .. } = &state
         && progress.keys().any(|file| !leaf_files.contains(file))

@@ -21,5 +21,6 @@ pub mod run;
 pub mod status;
 mod stream;
 mod tables;
+mod told;
 
 pub use lock::LakeLock;

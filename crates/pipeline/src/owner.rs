@@ -163,7 +163,13 @@ impl TableOwner {
     /// The furthest position the lake has of this table.
     #[must_use]
     pub(crate) fn position(&self) -> Lsn {
-        let silver = self.silver.as_ref().map_or(Lsn::ZERO, Silver::position);
+        let silver = self
+            .silver
+            .as_ref()
+            .map_or(Lsn::ZERO, |silver| match silver.copy_state() {
+                CopyState::Copying { last_snapshot, .. } => last_snapshot,
+                _ => silver.position(),
+            });
         silver.max(self.bronze.position())
     }
 

@@ -10,6 +10,7 @@
 //! Memory: rows being decoded and rows handed over are each limited; beyond that nothing is read.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::acknowledge::{Acknowledger, CutId};
 use crate::owner::{Command, CutEnd, OwnerHandle};
 use crate::project::CommitSettings;
+use crate::told;
 
 /// Cuts on their way to the lake at the same time: one being written, one behind it.
 const OPEN_CUTS: usize = 2;
@@ -66,13 +68,19 @@ pub(crate) struct Stream {
     interval: Duration,
     last_status: Instant,
     told: Lsn,
+    /// Where that is written down: the state directory, and the slot.
+    memory_of_told: (PathBuf, String),
     received: Lsn,
     server: Lsn,
 }
 
 impl Stream {
     #[must_use]
-    pub(crate) fn new(limits: StreamLimits, commit: CommitSettings) -> Self {
+    pub(crate) fn new(
+        limits: StreamLimits,
+        commit: CommitSettings,
+        memory_of_told: (PathBuf, String),
+    ) -> Self {
         let permits = limits.handed_over_bytes / BYTES_PER_PERMIT;
         let now = Instant::now();
         Self {
@@ -91,6 +99,7 @@ impl Stream {
             interval: Duration::from_millis(commit.min_interval_ms),
             last_status: now,
             told: Lsn::ZERO,
+            memory_of_told,
             received: Lsn::ZERO,
             server: Lsn::ZERO,
         }
@@ -384,6 +393,14 @@ impl Stream {
         let due = self.last_status.elapsed() >= STATUS_EVERY;
         if !due && !want_reply && flushed <= self.told {
             return Ok(());
+        }
+        if flushed > self.told {
+            let (state_dir, slot) = self.memory_of_told.clone();
+            tokio::task::spawn_blocking(move || told::remember(&state_dir, &slot, flushed))
+                .await
+                .map_err(|error| {
+                    Error::bug("remembering a position panicked").with_source(error)
+                })??;
         }
         failpoint::hit("acknowledge.before_send");
         connection

@@ -88,6 +88,12 @@ fn a_slot_that_is_gone_is_never_passed_over() {
         .unwrap();
     let ended = setup.alluvium(CAUGHT_UP);
     refused(&ended, "AL-PG-011");
+    // Made again under the same name, it starts after what it does not have.
+    setup
+        .pg
+        .execute("SELECT pg_create_logical_replication_slot('alluvium_test', 'pgoutput')")
+        .unwrap();
+    refused(&setup.alluvium(CAUGHT_UP), "AL-PG-011");
     setup.alluvium(&["resync", "--all"]).success().unwrap();
     setup.catch_up();
     setup.assert_equal();

@@ -1,7 +1,7 @@
 //! Before the stream: locks, checks, tables, publication, slot, owners; in an order that writes
 //! nothing until everything that can be known beforehand is known to be right.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +20,11 @@ use super::{Pipeline, RunOptions};
 use crate::copy::{self, CopyContext, CopySessions, CopyTarget, ExportedSnapshot};
 use crate::owner::{OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
+use crate::requests::Pending;
 use crate::status::{StatusBoard, now_micros};
 use crate::stream::{Stream, StreamLimits};
 use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
-use crate::{LakeLock, doctor, requests};
+use crate::{LakeLock, doctor, requests, told};
 
 /// Events of owners that may wait for the main task.
 const EVENT_QUEUE: usize = 1024;
@@ -64,9 +65,9 @@ pub(super) async fn prepare(
     let resync = pending_resync(&pipeline.project);
     let owners = open_owners(&pipeline, &resync).await?;
     let slot = slot::state(&client, &pipeline.project.source.slot).await?;
-    let gaps_known = owners
-        .iter()
-        .all(|owner| owner.position() == Lsn::ZERO || resync.contains(&owner.table().schema.id));
+    let gaps_known = owners.iter().all(|owner| {
+        owner.position() == Lsn::ZERO || resync.contains_key(&owner.table().schema.id)
+    });
     let slot = usable_slot(&pipeline, &client, slot, gaps_known).await?;
     check_not_behind(&owners, slot.as_ref(), &system)?;
     take_owners(&mut pipeline, owners, &resync)?;
@@ -75,6 +76,7 @@ pub(super) async fn prepare(
         None => {
             let name = pipeline.project.source.slot.clone();
             tracing::info!(slot = %name, "creating the replication slot");
+            told::forget(&pipeline.project.state_dir(), &name);
             Some(
                 connection
                     .create_slot(&name, SlotKind { temporary: false })
@@ -99,7 +101,6 @@ pub(super) async fn prepare(
             Err(error) => return Err(error),
         }
     }
-    finish_requests(&pipeline.project);
     if pipeline.run.until_caught_up {
         pipeline.target = Some(slot::current_lsn(&client).await?);
     }
@@ -139,7 +140,11 @@ fn assemble(
             events: event_sender,
             cpu: Arc::new(Semaphore::new(cores)),
         },
-        stream: Stream::new(limits, project.commit),
+        stream: Stream::new(
+            limits,
+            project.commit,
+            (project.state_dir(), project.source.slot.clone()),
+        ),
         copy_context: CopyContext {
             options: options.clone(),
             workers: project.limits.copy_workers,
@@ -252,27 +257,25 @@ fn open_lake(project: &Project) -> Result<Lake> {
     Lake::open(&project.lake_path, settings)
 }
 
-fn pending_resync(project: &Project) -> BTreeSet<TableId> {
-    requests::pending(&project.state_dir())
-        .into_iter()
-        .map(|request| request.table)
+/// Tables to be copied afresh; each request is done with when its copy has begun.
+fn pending_resync(project: &Project) -> BTreeMap<TableId, Arc<Pending>> {
+    let pending = requests::pending(&project.state_dir()).into_iter();
+    pending
+        .map(|request| (request.table.clone(), Arc::new(request)))
         .collect()
 }
 
-fn finish_requests(project: &Project) {
-    for request in requests::pending(&project.state_dir()) {
-        request.finish();
-    }
-}
-
 /// Opens all tables' bronze and silver, a few at a time.
-async fn open_owners(pipeline: &Pipeline, resync: &BTreeSet<TableId>) -> Result<Vec<TableOwner>> {
+async fn open_owners(
+    pipeline: &Pipeline,
+    resync: &BTreeMap<TableId, Arc<Pending>>,
+) -> Result<Vec<TableOwner>> {
     let mut opening = JoinSet::new();
     for (id, table) in &pipeline.known {
         let identity = pipeline.identity(id)?;
         let settings = silver_settings(&pipeline.project, &id.to_string());
         let (table, context) = (Arc::clone(table), pipeline.owner_context.clone());
-        let afresh = resync.contains(id);
+        let afresh = resync.contains_key(id);
         let cpu = Arc::clone(&pipeline.owner_context.cpu);
         opening.spawn(async move {
             let _cpu = cpu.acquire_owned().await;
@@ -339,6 +342,19 @@ async fn usable_slot(
             "replication slot \"{name}\" was invalidated: {reason}"
         )));
     }
+    let told = told::recall(&pipeline.project.state_dir(), name);
+    if let (Some(told), Some(confirmed)) = (told, slot.confirmed_flush_lsn)
+        && confirmed > told
+    {
+        if may_start_anew {
+            slot::drop_slot(client, name).await?;
+            return Ok(None);
+        }
+        return Err(lost(format!(
+            "replication slot \"{name}\" starts at {confirmed}, but the lake is complete only up to \
+             {told}: it was made again, or moved"
+        )));
+    }
     Ok(Some(slot))
 }
 
@@ -374,7 +390,7 @@ fn check_not_behind(
 fn take_owners(
     pipeline: &mut Pipeline,
     owners: Vec<TableOwner>,
-    resync: &BTreeSet<TableId>,
+    resync: &BTreeMap<TableId, Arc<Pending>>,
 ) -> Result<()> {
     for owner in owners {
         pipeline.take_owner(owner, resync)?;
@@ -408,12 +424,12 @@ impl Pipeline {
     pub(super) fn take_owner(
         &mut self,
         mut owner: TableOwner,
-        resync: &BTreeSet<TableId>,
+        resync: &BTreeMap<TableId, Arc<Pending>>,
     ) -> Result<()> {
         let table = Arc::clone(owner.table());
         let id = table.schema.id.clone();
-        let asked = resync.contains(&id);
-        let mut needs_copy = asked || owner.needs_copy();
+        let request = resync.get(&id).cloned();
+        let mut needs_copy = request.is_some() || owner.needs_copy();
         if !needs_copy {
             let step = if owner.is_copy_of_its_table() {
                 shape_step(owner.lake_columns(), &table)
@@ -436,7 +452,8 @@ impl Pipeline {
             self.copy_queue.push(CopyTarget {
                 table,
                 owner: handle.clone(),
-                afresh: asked,
+                afresh: request.is_some(),
+                request,
             });
         }
         self.stream.owners.insert(id, handle);

@@ -1,6 +1,6 @@
 //! While connected: one task that reads, cuts, listens to owners and looks after tables.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +122,7 @@ impl Pipeline {
                         table,
                         owner,
                         afresh: true,
+                        request: None,
                     });
                     self.start_copy_job(None);
                 }
@@ -259,7 +260,7 @@ impl Pipeline {
         })
         .await
         .map_err(|error| Error::bug("opening a table panicked").with_source(error))??;
-        self.take_owner(owner, &BTreeSet::new())?;
+        self.take_owner(owner, &BTreeMap::new())?;
         Ok(true)
     }
 
@@ -326,9 +327,9 @@ impl Pipeline {
         }
         let client = connect::connect(&self.options).await?;
         for request in pending {
-            let id = &request.table;
-            let loaded = catalog::load_table(&client, id, &selection(&self.project)).await?;
-            match (loaded, self.stream.owners.get(id).cloned()) {
+            let id = request.table.clone();
+            let loaded = catalog::load_table(&client, &id, &selection(&self.project)).await?;
+            match (loaded, self.stream.owners.get(&id).cloned()) {
                 (Some(table), Some(owner)) if table.refused.is_none() => {
                     tracing::info!(table = %id, "copying afresh, as asked");
                     let table = Arc::new(table);
@@ -337,15 +338,18 @@ impl Pipeline {
                         table: Arc::clone(&table),
                         owner,
                         afresh: true,
+                        request: Some(Arc::new(request)),
                     };
                     crate::copy::prepare(&target).await?;
                     self.stream.assembler.know(Arc::clone(&table))?;
-                    self.known.insert(id.clone(), table);
+                    self.known.insert(id, table);
                     self.copy_queue.push(target);
                 }
-                _ => tracing::error!(table = %id, "cannot copy afresh: no such table is followed"),
+                _ => {
+                    tracing::error!(table = %id, "cannot copy afresh: no such table is followed");
+                    request.finish();
+                }
             }
-            request.finish();
         }
         self.start_copy_job(None);
         Ok(())

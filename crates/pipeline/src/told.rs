@@ -1,0 +1,72 @@
+//! How far the source was told that everything is durable, remembered beside the project.
+//!
+//! A slot can be dropped and made again under the same name: the new one starts later, and what
+//! lies between is gone. It shows by being ahead of what was ever told. Without the file nothing
+//! is known and nothing is checked: deleting it is safe, and costs this check once.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use alluvium_change::{Error, Lsn, Result, code};
+
+fn path(state_dir: &Path, slot: &str) -> PathBuf {
+    state_dir.join(format!("told-{slot}"))
+}
+
+/// Writes down that `slot` is about to be told `flushed`; durable when this returns.
+///
+/// # Errors
+/// The project's state directory cannot be written.
+pub(crate) fn remember(state_dir: &Path, slot: &str, flushed: Lsn) -> Result<()> {
+    let path = path(state_dir, slot);
+    let temporary = path.with_extension("tmp");
+    let write = || {
+        std::fs::create_dir_all(state_dir)?;
+        let mut file = File::create(&temporary)?;
+        file.write_all(flushed.to_string().as_bytes())?;
+        file.sync_data()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(state_dir)?.sync_all()
+    };
+    write().map_err(|error: std::io::Error| {
+        Error::new(
+            &code::LAKE_READ_ONLY,
+            format!("cannot write to \"{}\"", state_dir.display()),
+        )
+        .with_detail(error.to_string())
+    })
+}
+
+/// Forgets a slot that will be made anew.
+pub(crate) fn forget(state_dir: &Path, slot: &str) {
+    let _ = std::fs::remove_file(path(state_dir, slot));
+}
+
+/// What `slot` was told last, if that is known.
+pub(crate) fn recall(state_dir: &Path, slot: &str) -> Option<Lsn> {
+    std::fs::read_to_string(path(state_dir, slot))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_recalled_per_slot_until_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("new");
+        assert_eq!(recall(&state, "a"), None);
+        remember(&state, "a", Lsn(7)).unwrap();
+        remember(&state, "a", Lsn(1 << 40)).unwrap();
+        assert_eq!(recall(&state, "a"), Some(Lsn(1 << 40)));
+        assert_eq!(recall(&state, "b"), None);
+        forget(&state, "a");
+        assert_eq!(recall(&state, "a"), None);
+    }
+}
