@@ -138,6 +138,53 @@ fn kill_9_in_a_loop_under_load_loses_nothing() {
     setup.assert_equal();
 }
 
+/// A copy of several ranges is killed; what it had is not copied again, though rows have moved
+/// between the ranges meanwhile.
+#[test]
+fn a_killed_copy_goes_on_where_it_was() {
+    const ROWS: u64 = 120_000;
+    let pg = PgCluster::start(None, &[]).unwrap();
+    // Small memory makes small ranges; one worker makes them come in order.
+    let more = "[limits]\nmemory = \"128MiB\"\ncopy_workers = 1\n";
+    let create = format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n int);
+         INSERT INTO t SELECT g, repeat(md5(g::text), 5), g FROM generate_series(1, {ROWS}) g;
+         CREATE TABLE no_key (n int, v text);
+         ALTER TABLE no_key REPLICA IDENTITY FULL;
+         INSERT INTO no_key SELECT g % 1000, repeat('x', 150) FROM generate_series(1, 60000) g;"
+    );
+    let setup = Setup::on(pg, &create, "\"public.*\"", more);
+    let crash = |armed: &str| {
+        let ended = setup.alluvium_with(CAUGHT_UP, &[("ALLUVIUM_CRASH_AT", armed)]);
+        assert_eq!(ended.signal(), Some(ABORT), "{}", ended.stderr);
+    };
+    let change = |round: u32| {
+        setup
+            .pg
+            .execute(&format!(
+                "UPDATE t SET n = -n WHERE id % 7 = {round};
+                 DELETE FROM t WHERE id % 11 = {round};
+                 UPDATE t SET id = id + 1000000 WHERE id % 13 = {round};
+                 INSERT INTO t SELECT g, 'new', g FROM generate_series(2000000 + {round} * 1000, 2000099 + {round} * 1000) g;
+                 DELETE FROM no_key WHERE n = {round};
+                 INSERT INTO no_key VALUES ({round}, 'y'), ({round}, 'y')"
+            ))
+            .unwrap();
+    };
+    crash("copy.before_commit:5");
+    change(1);
+    crash("copy.after_commit:2");
+    change(2);
+    let ended = setup.alluvium(CAUGHT_UP).success().unwrap();
+    assert!(ended.stderr.contains("resumed=true"), "{}", ended.stderr);
+    let copied = setup.status("public.t")["copied_rows"].as_u64().unwrap();
+    assert!(copied < ROWS, "all {copied} rows were copied again");
+    setup.assert_equal();
+    change(3);
+    setup.catch_up();
+    setup.assert_equal();
+}
+
 /// The server crashes under the pipeline, which goes on by itself.
 #[test]
 fn a_restart_of_the_server_is_survived() {

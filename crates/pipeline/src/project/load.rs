@@ -252,10 +252,9 @@ fn explain(text: &str, file: &Path, error: &toml::de::Error) -> Error {
     let mut quoted = unknown.split('`').step_by(2);
     let key = quoted.next().unwrap_or("");
     let valid: Vec<&str> = unknown.split('`').skip(2).step_by(2).collect();
-    let nearest = valid.iter().max_by(|a, b| {
-        let score = |name: &str| strsim::jaro_winkler(name, key);
-        score(a).total_cmp(&score(b))
-    });
+    let nearest = valid
+        .iter()
+        .min_by_key(|name| strsim::damerau_levenshtein(name, key));
     let hint = nearest.map_or_else(
         || code::CONFIG_KEY.hint.to_owned(),
         |nearest| {
