@@ -164,7 +164,7 @@ fn a_killed_copy_goes_on_where_it_was() {
             .execute(&format!(
                 "UPDATE t SET n = -n WHERE id % 7 = {round};
                  DELETE FROM t WHERE id % 11 = {round};
-                 UPDATE t SET id = id + 1000000 WHERE id % 13 = {round};
+                 UPDATE t SET id = id + 1000000 WHERE id % 13 = {round} AND id <= {ROWS};
                  INSERT INTO t SELECT g, 'new', g FROM generate_series(2000000 + {round} * 1000, 2000099 + {round} * 1000) g;
                  DELETE FROM no_key WHERE n = {round};
                  INSERT INTO no_key VALUES ({round}, 'y'), ({round}, 'y')"

@@ -64,7 +64,7 @@ pub(super) async fn prepare(
     let mut pipeline = assemble(project, run, options, board, shutdown, (lock, lake), found);
     let resync = pending_resync(&pipeline.project);
     let owners = open_owners(&pipeline, &resync).await?;
-    let slot = slot::state(&client, &pipeline.project.source.slot).await?;
+    let slot = finished_slot(&pipeline, &client).await?;
     let gaps_known = owners.iter().all(|owner| {
         owner.position() == Lsn::ZERO || resync.contains_key(&owner.table().schema.id)
     });
@@ -295,6 +295,39 @@ async fn open_owners(
     Ok(owners)
 }
 
+/// The slot as it is, or will be: one that is still being made has no position yet, and goes away
+/// when its maker was killed.
+async fn finished_slot(pipeline: &Pipeline, client: &Client) -> Result<Option<SlotState>> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let name = &pipeline.project.source.slot;
+    let since = std::time::Instant::now();
+    loop {
+        let slot = slot::state(client, name).await?;
+        let Some(pid) = slot
+            .as_ref()
+            .filter(|slot| slot.confirmed_flush_lsn.is_none() && slot.plugin.is_some())
+            .map(|slot| slot.active_pid)
+        else {
+            return Ok(slot);
+        };
+        if since.elapsed() > PATIENCE {
+            let maker = pid.map_or_else(
+                || "another process".to_owned(),
+                |pid| format!("process {pid}"),
+            );
+            return Err(Error::new(
+                &code::PG_SLOT_ACTIVE,
+                format!("replication slot \"{name}\" is still being made"),
+            )
+            .with_detail(format!(
+                "by {maker}; it waits until open transactions have ended"
+            )));
+        }
+        tracing::info!(slot = %name, "waiting for the slot that is being made");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
 /// The slot, if it is there and can go on from where the lake is.
 async fn usable_slot(
     pipeline: &Pipeline,
@@ -507,7 +540,7 @@ pub(super) async fn connect_again(pipeline: &mut Pipeline) -> Result<Replication
         )));
     }
     let client = connect::connect(&pipeline.options).await?;
-    let slot = slot::state(&client, &pipeline.project.source.slot).await?;
+    let slot = finished_slot(pipeline, &client).await?;
     let Some(slot) = usable_slot(pipeline, &client, slot, false).await? else {
         return Err(Error::bug("a slot that is gone was taken for usable"));
     };
