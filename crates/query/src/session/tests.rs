@@ -473,7 +473,7 @@ async fn memory_is_bounded_and_sorting_spills() {
     assert_eq!(rows, 2_000_000);
     let greedy = error(
         &session,
-        "select cardinality(array_agg(a.value || '-' || b.value)) from generate_series(1, 3000) a, generate_series(1, 1000) b",
+        "select cardinality(array_agg(a.value || '-' || b.value)) from generate_series(1, 9000) a, generate_series(1, 2000) b",
     )
     .await;
     assert!(greedy.is(&code::MEMORY), "{greedy} {:?}", greedy.detail());
