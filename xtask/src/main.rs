@@ -85,7 +85,16 @@ fn typos() -> Result<()> {
 
 fn cargo(args: &[&str], complaint: &str) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // What cargo set for xtask itself: build scripts that watch it would run again, and nearly
+    // every crate be built again after them.
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    let status = command
         .args(args)
         .current_dir(project_dir())
         .status()
