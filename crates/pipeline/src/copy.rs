@@ -22,7 +22,7 @@ use arrow::array::RecordBatch;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::owner::{Command, CopiedRows, OwnerHandle, Reached};
+use crate::owner::{Command, CopiedRows, OwnerHandle, Reached, is_of_lake};
 use crate::requests::Pending;
 use crate::status::{ErrorStatus, Phase, StatusBoard};
 
@@ -174,6 +174,7 @@ pub(crate) async fn copy_all(
         };
         match outcome {
             Ok(()) => return Ok(()),
+            Err(error) if is_of_lake(&error) => return Err(error),
             Err(error) if error.retry() == alluvium_change::Retry::Backoff => {
                 tracing::warn!(error = %error, detail = error.detail().unwrap_or(""), "copying was interrupted, trying again");
                 tokio::select! {

@@ -240,10 +240,7 @@ impl TableOwner {
         events
     }
 
-    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
-        if self.broken {
-            return Ok(());
-        }
+    fn land(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
         failpoint::hit("land.before_stage");
         for batch in batches {
             self.bronze.stage(batch)?;
@@ -254,6 +251,24 @@ impl TableOwner {
             self.bronze.commit(end.position)?;
             failpoint::hit("land.after_commit");
             self.staged_through = None;
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
+        if self.broken {
+            return Ok(());
+        }
+        if let Err(error) = self.land(batches, end) {
+            if is_of_lake(&error) {
+                return Err(error);
+            }
+            // Bronze itself cannot go on: what comes now is not kept.
+            let at = batches
+                .iter()
+                .filter_map(|batch| batch.commit_lsn.first())
+                .min();
+            return self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error);
         }
         if self.phase != Phase::Live {
             return Ok(());
@@ -548,8 +563,7 @@ impl TableOwner {
 
     /// Sorts an error: does it stop this table, ask for a new copy, or end the pipeline?
     fn failed(&mut self, error: Error) -> Vec<Event> {
-        let lake_fails = [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY];
-        if lake_fails.into_iter().any(|code| error.is(code)) {
+        if is_of_lake(&error) {
             return vec![Event::Fatal(error)];
         }
         self.catch_up = None;
@@ -597,6 +611,13 @@ impl TableOwner {
                 }
             });
     }
+}
+
+/// Whether the lake as a whole fails, not one table: a full disk, lost rights.
+pub(crate) fn is_of_lake(error: &Error) -> bool {
+    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY]
+        .into_iter()
+        .any(|c| error.is(c))
 }
 
 /// Opens a table that will be copied afresh: a damaged one is moved out of the way.

@@ -179,3 +179,52 @@ fn a_lake_that_cannot_be_written_stops_everything_and_loses_nothing() {
     setup.catch_up();
     setup.assert_equal();
 }
+
+/// The disk fills up while rows are copied: said at once; with room made, the same command goes on.
+#[test]
+fn a_full_disk_is_named_and_loses_nothing() {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT g, md5(g::text) || md5((g * 7)::text) FROM generate_series(1, 200000) g",
+        "\"public.*\"",
+    );
+    // A file system of its own, in a mount namespace that ends with the shell.
+    let script = r#"
+        mkdir -p lake kept && mount -t tmpfs -o size=6m tmpfs lake || exit 99
+        "$1" run --until-caught-up 2> full.err; echo $? > full.code
+        mount -o remount,size=200m lake
+        "$1" run --until-caught-up 2> after.err; echo $? > after.code
+        cp -r lake/silver kept/"#;
+    let status = std::process::Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
+        .arg(bin())
+        .current_dir(setup.dir.path())
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "no mount namespace could be made: {status}"
+    );
+    let read = |name: &str| std::fs::read_to_string(setup.dir.path().join(name)).unwrap();
+    let (code, stderr) = (read("full.code"), read("full.err"));
+    assert_eq!(code.trim(), "1", "{stderr}");
+    assert!(
+        stderr.contains("error[AL-LAKE-002]") && stderr.contains("hint: "),
+        "{stderr}"
+    );
+    assert_eq!(read("after.code").trim(), "0", "{}", read("after.err"));
+    let kept = setup.dir.path().join("kept");
+    let url = setup.pg.url("postgres");
+    alluvium_testkit::check::compare(&url, &kept, &[])
+        .unwrap()
+        .expect_equal()
+        .unwrap();
+}

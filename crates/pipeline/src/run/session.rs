@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{Pipeline, prepare};
 use crate::copy::CopyTarget;
-use crate::owner::{Command, Event, TableOwner};
+use crate::owner::{Command, Event, TableOwner, is_of_lake};
 use crate::project::assign_names;
 use crate::requests;
 use crate::status::Phase;
@@ -354,12 +354,6 @@ impl Pipeline {
         self.start_copy_job(None);
         Ok(())
     }
-}
-
-fn is_of_lake(error: &Error) -> bool {
-    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY]
-        .into_iter()
-        .any(|c| error.is(c))
 }
 
 /// Loads the selected tables now and then, on a connection of its own.
