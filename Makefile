@@ -22,8 +22,8 @@ demo: ## a private PostgreSQL with a shop, streamed live (DEMO_SECONDS=30 ends i
 
 test: ## all tests, on two major versions of PostgreSQL where they can be had
 	@tools/setup test
-	cargo test --workspace --no-run
-	cargo test --quiet --workspace --no-fail-fast
+	cargo test --workspace --lib --bins --tests --no-run
+	cargo test --quiet --workspace --lib --bins --tests --no-fail-fast
 
 check: ## format, lints, tidy (cargo xtask check)
 	@tools/setup check
