@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak
+.PHONY: help build demo test check interop soak bigtable
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,3 +38,8 @@ soak: ## pgbench under a pipeline that is killed 20 times; then everything is co
 	@tools/setup test
 	cargo build --package alluvium
 	tools/soak
+
+bigtable: ## 5 million rows copied, 500 000 of them changed, one transaction of 5 million: compared, memory measured
+	@tools/setup test
+	cargo build --package alluvium
+	tools/bigtable

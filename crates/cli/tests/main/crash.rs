@@ -5,6 +5,7 @@ use std::time::Duration;
 use alluvium_change::failpoint;
 use alluvium_testkit::{Alluvium, PgCluster, sql, workload};
 
+use crate::rebuild::bronze_rebuilds_silver;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin};
 
 const MORE: &str =
@@ -86,24 +87,8 @@ fn crash_at(setup: &Setup, name: &str, hits: u64) {
     );
     setup.catch_up();
     setup.assert_equal();
-    bronze_rebuilds_silver(setup);
-}
-
-/// Bronze, replayed from the table's start, gives silver.
-fn bronze_rebuilds_silver(setup: &Setup) {
-    let rebuilt = setup.sql(
-        "WITH start AS (SELECT max(_commit_lsn) AS lsn FROM bronze.a WHERE _op = 't' OR _op = 'r'),
-         events AS (
-           SELECT _commit_lsn AS lsn, coalesce(_event_serial, -1) AS n, id, _op <> 'd' AS alive FROM bronze.a
-             WHERE _op IN ('r', 'c', 'u', 'd')
-           UNION ALL
-           SELECT _commit_lsn, _event_serial, _before['id'], false FROM bronze.a
-             WHERE _op = 'u' AND _before IS NOT NULL AND _before['id'] <> id),
-         last AS (SELECT id, alive, row_number() OVER (PARTITION BY id ORDER BY lsn DESC, n DESC, alive DESC) AS place FROM events)
-         SELECT count(*) AS n, sum(id) AS ids FROM last WHERE place = 1 AND alive",
-    );
-    let silver = setup.sql("SELECT count(*) AS n, sum(id) AS ids FROM a");
-    assert_eq!(rebuilt, silver);
+    bronze_rebuilds_silver(setup, "a", Some("id"));
+    bronze_rebuilds_silver(setup, "b", None);
 }
 
 /// kill -9 in a loop under the workload; `ALLUVIUM_KILL_ROUNDS` asks for more rounds.
@@ -183,6 +168,8 @@ fn a_killed_copy_goes_on_where_it_was() {
     change(3);
     setup.catch_up();
     setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
+    bronze_rebuilds_silver(&setup, "no_key", None);
 }
 
 /// The server crashes under the pipeline, which goes on by itself.

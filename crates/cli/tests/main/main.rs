@@ -12,4 +12,5 @@ mod bad_input;
 mod crash;
 mod equality;
 mod life;
+mod rebuild;
 mod setup;

@@ -47,6 +47,10 @@ pub(super) fn table_url(dir: &Path) -> Result<Url> {
 
 /// An error of the kernel while doing `action` to the table in `dir`.
 pub(super) fn kernel_error(action: &str, dir: &Path, error: KernelError) -> Error {
+    // Where RUST_BACKTRACE is set, the kernel wraps its errors and prints the backtrace with them.
+    if let KernelError::Backtraced { source, .. } = error {
+        return kernel_error(action, dir, *source);
+    }
     let text = error.to_string();
     let code = match &error {
         KernelError::IOError(e) => return io_error_of(action, dir, e),
@@ -85,4 +89,21 @@ fn io_error_of(action: &str, dir: &Path, error: &std::io::Error) -> Error {
         std::io::Error::from_raw_os_error,
     );
     io_error(action, dir, copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_neither_hides_the_kind_nor_shows() {
+        let error = KernelError::Backtraced {
+            source: Box::new(KernelError::MissingVersion(7)),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        let error = kernel_error("open", Path::new("/lake"), error);
+        assert!(error.is(&code::LAKE_CORRUPT), "{error}");
+        let lines = error.detail().map(|detail| detail.lines().count());
+        assert_eq!(lines, Some(1), "{error}");
+    }
 }
