@@ -131,6 +131,18 @@ impl TableOwner {
         Ok(())
     }
 
+    /// Before the owner's task runs, and before a copy: the server's history forks off at `fork`, what
+    /// the lake has beyond is no part of it.
+    ///
+    /// # Errors
+    /// The lake cannot be written.
+    pub(crate) fn forget_beyond(&mut self, fork: Lsn) -> Result<()> {
+        if self.bronze.position() > fork {
+            self.bronze.start_anew(fork)?;
+        }
+        Ok(())
+    }
+
     /// Stops the table before the owner's task runs: its changes cannot be decoded any more.
     ///
     /// # Errors

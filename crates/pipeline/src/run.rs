@@ -1,6 +1,7 @@
 //! `alluvium run`: prepares source and lake, then follows the stream until told to stop, or until
 //! caught up.
 
+mod history;
 mod prepare;
 mod session;
 

@@ -109,6 +109,28 @@ impl ReplicationConnection {
         })
     }
 
+    /// `TIMELINE_HISTORY`: of each timeline that `timeline` comes from, where it was left.
+    ///
+    /// # Errors
+    /// As [`Self::identify_system`]; `PG_QUERY` when the server has no such timeline.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>> {
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let rows = self
+            .wire
+            .query(
+                &format!("TIMELINE_HISTORY {timeline}"),
+                "reading the server's history",
+            )
+            .await?;
+        let row = first_row(rows)?;
+        let [_, Some(content), ..] = row.as_slice() else {
+            return Err(protocol("no history of its timeline".to_owned()));
+        };
+        parse_history(content).ok_or_else(|| protocol("an odd history of its timeline".to_owned()))
+    }
+
     /// Creates a logical slot for pgoutput and exports the snapshot that belongs to its start.
     ///
     /// Waits until transactions in progress have ended. The snapshot lives until the next command
@@ -270,6 +292,19 @@ fn first_row(rows: Vec<Vec<Cell>>) -> Result<Vec<Cell>> {
         .ok_or_else(|| protocol("an empty answer".to_owned()))
 }
 
+/// Lines of a history file: `timeline LSN reason`, parted by white space; `#` begins a remark.
+fn parse_history(content: &str) -> Option<Vec<(u32, Lsn)>> {
+    content
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
 /// Gives an error of `START_REPLICATION` and of the stream the meaning it has for the slot.
 fn stream_error(error: Error, slot: &str) -> Error {
     let Some(server) = server_error(&error) else {
@@ -306,4 +341,20 @@ fn quote_identifier(name: &str) -> String {
 
 fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_history_file_gives_timelines_and_where_they_were_left() {
+        let content = "1\t0/3000148\tno recovery target specified\n\n# remark\n2 16/B374D848 x\n";
+        let history = parse_history(content).unwrap();
+        assert_eq!(history, [(1, Lsn(0x300_0148)), (2, Lsn(0x16_B374_D848))]);
+        assert_eq!(parse_history("1"), None);
+        assert_eq!(parse_history("one 0/1"), None);
+        assert_eq!(parse_history(""), Some(Vec::new()));
+    }
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use alluvium_testkit::{Alluvium, Finished, PgCluster};
 
+use crate::rebuild::bronze_rebuilds_silver;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin};
 
 fn refused(finished: &Finished, code: &str) {
@@ -97,6 +98,73 @@ fn a_slot_that_is_gone_is_never_passed_over() {
     setup.alluvium(&["resync", "--all"]).success().unwrap();
     setup.catch_up();
     setup.assert_equal();
+}
+
+/// Runs a tool on the directory of a stopped server.
+fn tool(program: &str, args: &[&std::path::Path]) {
+    let done = std::process::Command::new(program)
+        .arg("-a")
+        .args(args)
+        .status();
+    assert!(done.unwrap().success(), "{program} {args:?}");
+}
+
+#[test]
+fn a_server_that_lost_transactions_is_not_followed() {
+    let mut setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')",
+        "\"public.*\"",
+    );
+    setup.catch_up();
+    let (data, backup) = (setup.pg.dir().join("data"), setup.pg.dir().join("backup"));
+    setup.pg.stop_fast().unwrap();
+    tool("cp", &[&data, &backup]);
+    setup.pg.start_again().unwrap();
+    setup
+        .pg
+        .execute("INSERT INTO t VALUES (2, 'lost'); UPDATE t SET v = 'lost' WHERE id = 1")
+        .unwrap();
+    setup.catch_up();
+    setup.pg.stop_fast().unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&backup, &data).unwrap();
+    setup.pg.start_again().unwrap();
+    refused(&setup.alluvium(CAUGHT_UP), "AL-PG-014");
+    // Its WAL grows past the lake's position, on another timeline: still not the same history.
+    let promote = |setup: &mut Setup| {
+        setup.pg.stop_fast().unwrap();
+        std::fs::write(data.join("recovery.signal"), "").unwrap();
+        setup.pg.set_conf("restore_command", "/bin/false");
+        // So that it answers only when it is promoted.
+        setup.pg.set_conf("hot_standby", "off");
+        setup.pg.start_again().unwrap();
+    };
+    promote(&mut setup);
+    setup
+        .pg
+        .execute("INSERT INTO t VALUES (3, 'other')")
+        .unwrap();
+    for _ in 0..3 {
+        setup.pg.execute("SELECT pg_switch_wal()").unwrap();
+        setup
+            .pg
+            .execute("UPDATE t SET v = v || '.' WHERE id = 3")
+            .unwrap();
+    }
+    refused(&setup.alluvium(CAUGHT_UP), "AL-PG-014");
+    setup.alluvium(&["resync", "--all"]).success().unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
+    // A promotion that loses nothing is followed.
+    promote(&mut setup);
+    setup
+        .pg
+        .execute("INSERT INTO t VALUES (4, 'more'); DELETE FROM t WHERE id = 3")
+        .unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
 }
 
 #[test]

@@ -339,6 +339,26 @@ impl Bronze {
         })
     }
 
+    /// Empties the table and moves its position back, in one commit: the source has forgotten what it
+    /// says. Earlier versions still show it.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn start_anew(&mut self, position: Lsn) -> Result<()> {
+        self.check_open()?;
+        self.discard_staged();
+        let removed = std::mem::take(&mut self.files);
+        self.guarded(|bronze| {
+            bronze.table.commit(&Commit {
+                removes: removed.iter().collect(),
+                txns: vec![(bronze.owner.app_id(), position.as_txn_version())],
+                ..Commit::default()
+            })?;
+            bronze.position = position;
+            Ok(())
+        })
+    }
+
     /// Work for another thread, when enough commits have passed since the last checkpoint.
     pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
         self.table

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::{Pipeline, RunOptions};
+use super::{Pipeline, RunOptions, history};
 use crate::copy::{self, CopyContext, CopySessions, CopyTarget, ExportedSnapshot};
 use crate::owner::{OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
@@ -63,13 +63,14 @@ pub(super) async fn prepare(
     };
     let mut pipeline = assemble(project, run, options, board, shutdown, (lock, lake), found);
     let resync = pending_resync(&pipeline.project);
-    let owners = open_owners(&pipeline, &resync).await?;
+    let mut owners = open_owners(&pipeline, &resync).await?;
     let slot = finished_slot(&pipeline, &client).await?;
     let gaps_known = owners.iter().all(|owner| {
         owner.position() == Lsn::ZERO || resync.contains_key(&owner.table().schema.id)
     });
     let slot = usable_slot(&pipeline, &client, slot, gaps_known).await?;
-    check_not_behind(&owners, slot.as_ref(), &system)?;
+    let at_server = (slot.as_ref(), &system);
+    check_history(&pipeline, &mut owners, &mut connection, at_server, &resync).await?;
     take_owners(&mut pipeline, owners, &resync)?;
     let created = match &slot {
         Some(_) => None,
@@ -391,32 +392,31 @@ async fn usable_slot(
     Ok(Some(slot))
 }
 
-/// A server that has less than the lake lost transactions: a restored backup, a failover.
-fn check_not_behind(
-    owners: &[TableOwner],
-    slot: Option<&SlotState>,
-    system: &SystemIdentity,
+/// A server that lost what the lake has can be followed only by tables that are copied afresh:
+/// they forget it too.
+async fn check_history(
+    pipeline: &Pipeline,
+    owners: &mut [TableOwner],
+    connection: &mut ReplicationConnection,
+    (slot, system): (Option<&SlotState>, &SystemIdentity),
+    resync: &BTreeMap<TableId, Arc<Pending>>,
 ) -> Result<()> {
-    let furthest = owners
-        .iter()
-        .map(TableOwner::position)
-        .max()
-        .unwrap_or_default();
-    let confirmed = slot
-        .and_then(|slot| slot.confirmed_flush_lsn)
-        .unwrap_or_default();
-    let known = furthest.max(confirmed);
-    if system.flush_lsn < known {
-        return Err(Error::new(
-            &code::PG_BEHIND,
-            format!(
-                "the server is at {}, but the lake has changes up to {known}",
-                system.flush_lsn
-            ),
-        )
-        .with_detail("the server was restored from a backup, or a failover lost transactions"));
+    let state_dir = pipeline.project.state_dir();
+    let name = &pipeline.project.source.slot;
+    let furthest = owners.iter().map(TableOwner::position).max();
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
+    let known = furthest.max(confirmed).unwrap_or_default();
+    let followed = history::followed_timeline(&state_dir, name);
+    if let Some(fork) = history::fork(connection, system, followed, known).await? {
+        for owner in owners {
+            if owner.position() > fork && !resync.contains_key(&owner.table().schema.id) {
+                return Err(history::behind(fork, known));
+            }
+            owner.forget_beyond(fork)?;
+        }
+        told::forget(&state_dir, name);
     }
-    Ok(())
+    history::follow_timeline(&state_dir, name, system.timeline)
 }
 
 /// Starts the owners, and queues the tables that must be copied.
@@ -544,16 +544,13 @@ pub(super) async fn connect_again(pipeline: &mut Pipeline) -> Result<Replication
     let Some(slot) = usable_slot(pipeline, &client, slot, false).await? else {
         return Err(Error::bug("a slot that is gone was taken for usable"));
     };
-    if system.flush_lsn < pipeline.stream.flushed() {
-        return Err(Error::new(
-            &code::PG_BEHIND,
-            format!(
-                "the server is at {}, but the lake has changes up to {}",
-                system.flush_lsn,
-                pipeline.stream.flushed()
-            ),
-        ));
+    let (state_dir, name) = (pipeline.project.state_dir(), &pipeline.project.source.slot);
+    let followed = history::followed_timeline(&state_dir, name);
+    let known = pipeline.stream.flushed();
+    if let Some(fork) = history::fork(&mut connection, &system, followed, known).await? {
+        return Err(history::behind(fork, known));
     }
+    history::follow_timeline(&state_dir, name, system.timeline)?;
     let start = slot.confirmed_flush_lsn.unwrap_or_default();
     pipeline.stream.restart(start).await?;
     start_stream(pipeline, &mut connection, start).await?;
