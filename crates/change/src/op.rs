@@ -28,6 +28,12 @@ impl Op {
         }
     }
 
+    /// Whether its new image is a row of the table.
+    #[must_use]
+    pub fn writes_row(self) -> bool {
+        matches!(self, Self::Read | Self::Insert | Self::Update)
+    }
+
     /// The kind behind a letter of bronze.
     #[must_use]
     pub fn from_letter(letter: &str) -> Option<Self> {

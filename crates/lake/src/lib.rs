@@ -26,3 +26,4 @@ pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
 pub use settings::{Compression, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings};
 pub use silver::{Applied, CopyState, Silver};
+pub use write::EncodedRows;

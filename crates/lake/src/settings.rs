@@ -21,6 +21,9 @@ pub struct LakeSettings {
     pub delta_checkpoint_every_commits: u64,
     /// Memory one open Parquet writer may hold; beyond it a row group is flushed.
     pub staging_bytes: usize,
+    /// A batch of so many rows is encoded once for bronze and silver, as a row group of its own; fewer
+    /// rows share a row group with others.
+    pub share_from_rows: usize,
     /// Off only where losing the last commits at a power cut does not matter.
     pub fsync: bool,
 }
@@ -32,6 +35,7 @@ impl Default for LakeSettings {
             target_file_bytes: 128 << 20,
             delta_checkpoint_every_commits: 100,
             staging_bytes: 32 << 20,
+            share_from_rows: 1024,
             fsync: true,
         }
     }

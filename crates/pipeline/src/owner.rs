@@ -252,11 +252,39 @@ impl TableOwner {
         events
     }
 
-    fn land(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
+    /// Stages changes in bronze, and in silver where it is live and has not failed. An error of
+    /// silver does not keep changes out of bronze.
+    fn stage(&mut self, batch: &ChangeBatch, merged: &mut Result<()>) -> Result<()> {
         failpoint::hit("land.before_stage");
+        let encoded = self.bronze.stage(batch)?;
+        self.staged_through = batch.commit_lsn.last().copied().max(self.staged_through);
+        if let (Phase::Live, Some(silver), true) = (self.phase, &mut self.silver, merged.is_ok()) {
+            failpoint::hit("merge.before_stage");
+            *merged = silver.apply_encoded(batch, encoded.as_ref()).map(|_| ());
+            failpoint::hit("merge.after_stage");
+        }
+        Ok(())
+    }
+
+    /// Stages all changes of a cut, and commits bronze at its end. Answers what silver said.
+    fn land(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<Result<()>> {
+        let most_bytes = self.context.lake.settings().staging_bytes;
+        let mut merged = Ok(());
         for batch in batches {
-            self.bronze.stage(batch)?;
-            self.staged_through = batch.commit_lsn.last().copied().max(self.staged_through);
+            // So many rows make a row group, and are held encoded as well.
+            let rows = batch.num_rows();
+            let parts = batch
+                .memory_bytes()
+                .div_ceil(most_bytes.max(1))
+                .clamp(1, rows.max(1));
+            if parts == 1 {
+                self.stage(batch, &mut merged)?;
+                continue;
+            }
+            let step = rows.div_ceil(parts);
+            for from in (0..rows).step_by(step) {
+                self.stage(&batch.slice(from, step), &mut merged)?;
+            }
         }
         if let Some(end) = end {
             failpoint::hit("land.before_commit");
@@ -264,37 +292,32 @@ impl TableOwner {
             failpoint::hit("land.after_commit");
             self.staged_through = None;
         }
-        Ok(())
+        Ok(merged)
     }
 
     fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
         if self.broken {
             return Ok(());
         }
-        if let Err(error) = self.land(batches, end) {
-            if is_of_lake(&error) {
-                return Err(error);
+        let merged = match self.land(batches, end) {
+            Ok(merged) => merged,
+            Err(error) if is_of_lake(&error) => return Err(error),
+            Err(error) => {
+                // Bronze itself cannot go on: what comes now is not kept.
+                let at = batches
+                    .iter()
+                    .filter_map(|batch| batch.commit_lsn.first())
+                    .min();
+                return self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error);
             }
-            // Bronze itself cannot go on: what comes now is not kept.
-            let at = batches
-                .iter()
-                .filter_map(|batch| batch.commit_lsn.first())
-                .min();
-            return self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error);
-        }
+        };
+        merged?;
         if self.phase != Phase::Live {
             return Ok(());
         }
         let Some(silver) = &mut self.silver else {
             return Ok(());
         };
-        failpoint::hit("merge.before_stage");
-        let mut changes = 0;
-        for batch in batches {
-            changes += batch.num_rows() as u64;
-            silver.apply(batch)?;
-        }
-        failpoint::hit("merge.after_stage");
         if let Some(end) = end {
             failpoint::hit("merge.before_commit");
             // Nothing is staged where all of it was committed before a restart.
@@ -303,6 +326,7 @@ impl TableOwner {
             }
             failpoint::hit("merge.after_commit");
         }
+        let changes: usize = batches.iter().map(ChangeBatch::num_rows).sum();
         let newest = batches
             .iter()
             .filter_map(|batch| batch.commit_time_micros.last())
@@ -310,7 +334,7 @@ impl TableOwner {
         self.context
             .board
             .table(&self.table.schema.id.to_string(), |status| {
-                status.changes += changes;
+                status.changes += changes as u64;
                 if let (Some(&newest), Some(_)) = (newest, end) {
                     status.newest_commit_micros = Some(newest);
                     status.commit_lag_ms = u64::try_from((now_micros() - newest) / 1000).ok();
@@ -412,9 +436,10 @@ impl TableOwner {
         };
         failpoint::hit("copy.before_stage");
         for batch in &rows.batches {
-            self.bronze
+            let encoded = self
+                .bronze
                 .stage_copied(batch, rows.snapshot, now_micros())?;
-            silver.stage_copied(batch, rows.snapshot)?;
+            silver.stage_copied_encoded(batch, rows.snapshot, encoded.as_ref())?;
         }
         if let Some(reached) = rows.reached {
             failpoint::hit("copy.before_commit");

@@ -1,6 +1,7 @@
 //! The columns of a bronze table and the names ours have in it.
 
 use alluvium_change::{Column, Error, Result, TableSchema};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
 use crate::owned::free_name;
@@ -84,6 +85,18 @@ impl Columns {
             &self.before,
             &self.unchanged,
         ]
+    }
+
+    /// Rows of the table parted into the source's columns and ours.
+    pub(super) fn split(&self, rows: &RecordBatch) -> Result<(RecordBatch, RecordBatch)> {
+        let own = self.own();
+        let (ours, sources): (Vec<usize>, Vec<usize>) =
+            (0..rows.num_columns()).partition(|at| own.contains(&self.schema.field(*at).name()));
+        let project = |columns: &[usize]| {
+            rows.project(columns)
+                .map_err(|e| Error::bug("rows lack a column of their table").with_source(e))
+        };
+        Ok((project(&sources)?, project(&ours)?))
     }
 
     /// The source's columns, in their order.

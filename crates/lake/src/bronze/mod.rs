@@ -28,7 +28,7 @@ pub use reader::ChangeReader;
 
 use crate::log::{Commit, DeltaTable, LiveFile, NewFile};
 use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
-use crate::write::{DataFileWriter, check_file};
+use crate::write::{DataFileWriter, EncodedRows, check_file};
 use crate::{CheckpointDone, CheckpointJob, Lake, LakeSettings, Owner};
 
 /// One bronze table, open for writing.
@@ -47,6 +47,12 @@ pub struct Bronze {
     copied: Staged,
     poisoned: bool,
     committing: bool,
+}
+
+/// Which of the rows written since the last commit.
+enum Part {
+    Changes,
+    Copied,
 }
 
 /// Rows written since the last commit.
@@ -134,21 +140,46 @@ impl Bronze {
     ///
     /// # Errors
     /// After an error the table must be opened again; nothing was committed.
-    pub fn stage(&mut self, batch: &ChangeBatch) -> Result<()> {
+    ///
+    /// Answers the source's columns of all rows as they were encoded, where that is of use.
+    pub fn stage(&mut self, batch: &ChangeBatch) -> Result<Option<EncodedRows>> {
         self.check_usable()?;
         let start = batch
             .commit_lsn
             .partition_point(|lsn| *lsn <= self.position);
         if start == batch.num_rows() {
-            return Ok(());
+            return Ok(None);
         }
         self.guarded(|bronze| {
             let rows = encode::changes(batch, &bronze.schema, &bronze.columns)?;
             let rows = rows.slice(start, rows.num_rows() - start);
-            bronze
-                .changes
-                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            let share = start == 0 && batch.ops.iter().all(|op| op.writes_row());
+            bronze.write(rows, Part::Changes, share)
         })
+    }
+
+    /// Writes rows of the table. With `share`, if they are as many as make a row group of their own,
+    /// the source's columns come back as they were encoded.
+    fn write(&mut self, rows: RecordBatch, part: Part, share: bool) -> Result<Option<EncodedRows>> {
+        let encoded = if share && rows.num_rows() >= self.lake.share_from_rows {
+            let (of_source, own) = self.columns.split(&rows)?;
+            let of_source = EncodedRows::encode(&of_source, &self.lake)?;
+            Some((of_source, EncodedRows::encode(&own, &self.lake)?))
+        } else {
+            None
+        };
+        let staged = match part {
+            Part::Changes => &mut self.changes,
+            Part::Copied => &mut self.copied,
+        };
+        let file = staged.file(&self.dir, &self.columns.schema, &self.lake)?;
+        match encoded {
+            Some((of_source, own)) => {
+                file.append(&[&of_source, &own])?;
+                Ok(Some(of_source))
+            }
+            None => file.write(&rows).map(|()| None),
+        }
     }
 
     /// One Delta commit of all staged changes, with the position.
@@ -187,10 +218,10 @@ impl Bronze {
         rows: &RecordBatch,
         snapshot: Lsn,
         copied_at_micros: i64,
-    ) -> Result<()> {
+    ) -> Result<Option<EncodedRows>> {
         self.check_usable()?;
         if rows.num_rows() == 0 {
-            return Ok(());
+            return Ok(None);
         }
         self.guarded(|bronze| {
             let rows = encode::copied(
@@ -200,9 +231,7 @@ impl Bronze {
                 snapshot,
                 copied_at_micros,
             )?;
-            bronze
-                .copied
-                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            bronze.write(rows, Part::Copied, true)
         })
     }
 
@@ -215,9 +244,7 @@ impl Bronze {
         self.check_usable()?;
         self.guarded(|bronze| {
             let rows = encode::restart(&bronze.columns, snapshot, at_micros)?;
-            bronze
-                .copied
-                .write(&rows, &bronze.dir, &bronze.columns.schema, &bronze.lake)
+            bronze.write(rows, Part::Copied, false).map(|_| ())
         })
     }
 
@@ -452,13 +479,13 @@ impl Staged {
         self.open.is_none() && self.files.is_empty()
     }
 
-    fn write(
+    /// The file that the next rows go into.
+    fn file(
         &mut self,
-        rows: &RecordBatch,
         dir: &std::path::Path,
         schema: &SchemaRef,
         settings: &LakeSettings,
-    ) -> Result<()> {
+    ) -> Result<&mut DataFileWriter> {
         if self
             .open
             .as_ref()
@@ -466,15 +493,14 @@ impl Staged {
         {
             self.close()?;
         }
-        let file = match &mut self.open {
+        let file = match self.open.take() {
             Some(file) => file,
             None => {
                 let name = format!("part-{}.parquet", uuid::Uuid::new_v4());
-                self.open
-                    .insert(DataFileWriter::create(dir, name, schema, settings)?)
+                DataFileWriter::create(dir, name, schema, settings)?
             }
         };
-        file.write(rows)
+        Ok(self.open.insert(file))
     }
 
     fn close(&mut self) -> Result<()> {

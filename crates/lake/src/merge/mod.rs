@@ -84,6 +84,18 @@ pub(crate) struct Plan {
     pub(crate) skipped: u64,
 }
 
+impl Plan {
+    /// Whether the rows to write are the new images of the batch, all of them and as they are.
+    pub(crate) fn takes_all(&self, rows: usize) -> bool {
+        self.rows.len() == rows
+            && self
+                .rows
+                .iter()
+                .enumerate()
+                .all(|(at, row)| row.row as usize == at && row.fills.is_empty())
+    }
+}
+
 /// Why a batch cannot be planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal {

@@ -1,5 +1,6 @@
 //! Applying changes: plan, fill, write, index.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Error, Identity, Lsn, Op, Result, code};
@@ -8,7 +9,7 @@ use arrow::compute::interleave;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use super::segments::Segments;
-use super::stage::Stage;
+use super::stage::{Rows, Stage};
 use super::{Index, Silver};
 use crate::OnConflict;
 use crate::key_index::{Key, KeyEncoder, KeyIndex, Location, ShardedIndex};
@@ -16,6 +17,7 @@ use crate::merge::{
     Action, Before, Event, Misfit, Plan, PlannedRow, Reason, Refusal, plan_keyed, plan_rows,
 };
 use crate::owned::same_type;
+use crate::write::EncodedRows;
 
 /// What a batch did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,6 +41,19 @@ impl Silver {
     /// `CONFLICT`, `NO_IDENTITY`, `COPY_AGAIN`, `SCHEMA_CHANGED`, or the lake's own. After an error the
     /// table must be opened again; nothing was committed.
     pub fn apply(&mut self, batch: &ChangeBatch) -> Result<Applied> {
+        self.apply_encoded(batch, None)
+    }
+
+    /// As [`Self::apply`], with the batch's rows as bronze encoded them: where the table takes all of
+    /// them as they are, they are not encoded again.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_encoded(
+        &mut self,
+        batch: &ChangeBatch,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<Applied> {
         self.check_usable()?;
         if !self.positions.is_complete() {
             return Err(Error::bug(format!(
@@ -47,7 +62,7 @@ impl Silver {
             )));
         }
         self.check_columns(&batch.rows)?;
-        self.guarded(|silver| silver.apply_all(batch))
+        self.guarded(|silver| silver.apply_all(batch, encoded))
     }
 
     pub(super) fn check_columns(&self, rows: &RecordBatch) -> Result<()> {
@@ -69,7 +84,7 @@ impl Silver {
         ))
     }
 
-    fn apply_all(&mut self, batch: &ChangeBatch) -> Result<Applied> {
+    fn apply_all(&mut self, batch: &ChangeBatch, encoded: Option<&EncodedRows>) -> Result<Applied> {
         let position = self.position();
         let rows = batch.num_rows();
         let start = batch.commit_lsn.partition_point(|lsn| *lsn <= position);
@@ -88,7 +103,7 @@ impl Silver {
                 from = row + 1;
             }
         }
-        applied.add(&self.apply_range(batch, from, rows)?);
+        applied.add(&self.apply_range(batch, from..rows, encoded)?);
         self.conflicts += applied.conflicts;
         Ok(applied)
     }
@@ -117,10 +132,22 @@ impl Silver {
     }
 
     /// Changes without truncates.
-    fn apply_range(&mut self, batch: &ChangeBatch, from: usize, to: usize) -> Result<Applied> {
-        if from >= to {
+    fn apply_range(
+        &mut self,
+        batch: &ChangeBatch,
+        range: Range<usize>,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<Applied> {
+        if range.is_empty() {
             return Ok(Applied::default());
         }
+        let (from, to) = (range.start, range.end);
+        // Rows completed with other values are not those that were encoded.
+        let encoded = encoded.filter(|encoded| {
+            batch.unchanged.is_empty()
+                && encoded.num_rows() == batch.num_rows()
+                && self.has_columns(encoded)
+        });
         let batch = self.completed(batch)?;
         let batch = batch.as_ref();
         let plan = match &self.index {
@@ -141,7 +168,8 @@ impl Silver {
             Index::None => self.append_only_plan(batch, from, to),
         };
         let plan = plan.map_err(|refusal| self.refuse(batch, refusal))?;
-        self.carry_out(batch, &plan)?;
+        let encoded = encoded.filter(|_| plan.takes_all(batch.num_rows()));
+        self.carry_out(batch, &plan, encoded)?;
         Ok(Applied {
             inserted: plan.inserted,
             updated: plan.updated,
@@ -159,9 +187,31 @@ impl Silver {
         }
     }
 
-    fn carry_out(&mut self, batch: &ChangeBatch, plan: &Plan) -> Result<()> {
+    /// Whether all source columns of the table are encoded as it has them.
+    pub(super) fn has_columns(&self, encoded: &EncodedRows) -> bool {
+        let is_metadata = |name: &str| self.metadata.iter().any(|(_, ours)| ours == name);
+        let mut fields = self.columns.fields().iter();
+        fields.all(|field| is_metadata(field.name()) || encoded.has(field))
+    }
+
+    fn carry_out(
+        &mut self,
+        batch: &ChangeBatch,
+        plan: &Plan,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<()> {
+        let metadata = match encoded {
+            Some(_) => self.metadata_columns(batch, plan)?,
+            None => None,
+        };
+        let metadata = self.encode(metadata)?;
         // Values come from rows that may be dead afterwards: read first.
-        let rows = self.materialize(batch, plan)?;
+        let rows = match encoded {
+            Some(encoded) => Some(Rows::Encoded(
+                std::iter::once(encoded).chain(&metadata).collect(),
+            )),
+            None => self.materialize(batch, plan)?.map(Rows::Plain),
+        };
         for dead in &plan.dead {
             self.bury(*dead)?;
         }

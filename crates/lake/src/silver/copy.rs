@@ -14,10 +14,12 @@ use hashbrown::HashMap;
 
 use super::apply::State;
 use super::open::new_index;
+use super::stage::Rows;
 use super::txn::source_mark;
 use super::{CopyState, Index, Silver};
 use crate::key_index::{KeyEncoder, KeyIndex, Location};
 use crate::merge::Before;
+use crate::write::EncodedRows;
 use crate::{MetadataColumn, OnConflict};
 
 impl Silver {
@@ -45,6 +47,20 @@ impl Silver {
     /// `COPY_AGAIN` when a table without a key is copied under a second snapshot; `CONFLICT` when one
     /// snapshot has a key twice.
     pub fn stage_copied(&mut self, rows: &RecordBatch, snapshot: Lsn) -> Result<()> {
+        self.stage_copied_encoded(rows, snapshot, None)
+    }
+
+    /// As [`Self::stage_copied`], with the rows as bronze encoded them: where the table takes all of
+    /// them, they are not encoded again.
+    ///
+    /// # Errors
+    /// As [`Self::stage_copied`].
+    pub fn stage_copied_encoded(
+        &mut self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<()> {
         self.check_usable()?;
         self.check_columns(rows)?;
         let CopyState::Copying { first_snapshot, .. } = self.copy_state() else {
@@ -65,16 +81,20 @@ impl Silver {
         if rows.num_rows() == 0 {
             return Ok(());
         }
-        self.guarded(|silver| silver.stage_range(rows, snapshot))
+        let encoded = encoded
+            .filter(|encoded| encoded.num_rows() == rows.num_rows() && self.has_columns(encoded));
+        self.guarded(|silver| silver.stage_range(rows, snapshot, encoded))
     }
 
-    fn stage_range(&mut self, rows: &RecordBatch, snapshot: Lsn) -> Result<()> {
+    fn stage_range(
+        &mut self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<()> {
         self.last_copied = self.last_copied.max(Some(snapshot));
         if !matches!(self.index, Index::Keyed(_)) {
-            let columns = self.copied_columns(rows, snapshot)?;
-            let first =
-                self.stage
-                    .write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
+            let first = self.write_copied(rows, snapshot, encoded)?;
             return self.index_rows(rows, first);
         }
         let Identity::Key(key) = self.schema.identity.clone() else {
@@ -118,20 +138,20 @@ impl Silver {
             return Err(self.unfit("has a key that another row has too"));
         }
         self.conflicts += doubled;
-        let keep = BooleanArray::from(newest.clone());
-        let rows = filter_record_batch(rows, &keep)
-            .map_err(|e| Error::bug("copied rows cannot be picked").with_source(e))?;
+        let all = newest.iter().all(|newest| *newest);
+        let rows = if all {
+            rows.clone()
+        } else {
+            filter_record_batch(rows, &BooleanArray::from(newest.clone()))
+                .map_err(|e| Error::bug("copied rows cannot be picked").with_source(e))?
+        };
         for location in replaced {
             self.bury(location)?;
         }
         if rows.num_rows() == 0 {
             return Ok(());
         }
-        let columns = self.copied_columns(&rows, snapshot)?;
-        let first =
-            self.stage
-                .write(&columns, &self.columns, Some(snapshot), &mut self.segments)?;
-        let mut place = first;
+        let mut place = self.write_copied(&rows, snapshot, encoded.filter(|_| all))?;
         let kept = keys.into_iter().zip(newest).filter(|(_, newest)| *newest);
         for (key, _) in kept {
             self.index_copied(key, place)?;
@@ -166,28 +186,37 @@ impl Silver {
         .with_hint("name columns that are unique and never NULL as the table's key")
     }
 
-    fn copied_columns(&self, rows: &RecordBatch, snapshot: Lsn) -> Result<RecordBatch> {
+    fn write_copied(
+        &mut self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        encoded: Option<&EncodedRows>,
+    ) -> Result<Location> {
         let count = rows.num_rows();
-        let mut columns: HashMap<&str, ArrayRef> = HashMap::new();
-        for (column, values) in self.schema.columns.iter().zip(rows.columns()) {
-            columns.insert(&column.name, Arc::clone(values));
+        let metadata = self.metadata_batch(|kind| copied_metadata(kind, snapshot, count))?;
+        let (columns, snapshot) = (&self.columns, Some(snapshot));
+        if let Some(encoded) = encoded {
+            let metadata = self.encode(metadata)?;
+            let sources = std::iter::once(encoded).chain(&metadata).collect();
+            return self.stage.write(
+                &Rows::Encoded(sources),
+                columns,
+                snapshot,
+                &mut self.segments,
+            );
         }
-        for (kind, name) in &self.metadata {
-            let values: ArrayRef = match kind {
-                MetadataColumn::CommitLsn => {
-                    Arc::new(Int64Array::from_value(snapshot.as_txn_version(), count))
-                }
-                MetadataColumn::CommitTime => new_null_array(
-                    &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-                    count,
-                ),
-                MetadataColumn::Op => Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
-                    "r", count,
-                ))),
-            };
-            columns.insert(name, values);
+        let mut values: HashMap<&str, ArrayRef> = HashMap::new();
+        for (column, array) in self.schema.columns.iter().zip(rows.columns()) {
+            values.insert(&column.name, Arc::clone(array));
         }
-        self.in_table_order(&columns, count)
+        if let Some(metadata) = &metadata {
+            for ((_, name), array) in self.metadata.iter().zip(metadata.columns()) {
+                values.insert(name, Arc::clone(array));
+            }
+        }
+        let plain = Rows::Plain(self.in_table_order(&values, count)?);
+        self.stage
+            .write(&plain, columns, snapshot, &mut self.segments)
     }
 
     /// Commits what was copied, up to `next_page` of a relation (`u32::MAX`: all of it).
@@ -228,5 +257,20 @@ impl Silver {
             let txns = silver.positions.finish(first_snapshot, last);
             silver.commit_staged(txns).map(|_| ())
         })
+    }
+}
+
+fn copied_metadata(kind: MetadataColumn, snapshot: Lsn, rows: usize) -> ArrayRef {
+    match kind {
+        MetadataColumn::CommitLsn => {
+            Arc::new(Int64Array::from_value(snapshot.as_txn_version(), rows))
+        }
+        MetadataColumn::CommitTime => new_null_array(
+            &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            rows,
+        ),
+        MetadataColumn::Op => Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
+            "r", rows,
+        ))),
     }
 }

@@ -18,7 +18,7 @@ use super::apply::planned_indices;
 use crate::MetadataColumn;
 use crate::key_index::{Location, SegmentId};
 use crate::merge::{FillFrom, Plan};
-use crate::write::{read_rows, relabel};
+use crate::write::{EncodedRows, read_rows, relabel};
 
 /// Rows read back from one file.
 struct Fetched {
@@ -68,6 +68,41 @@ impl Silver {
             columns.insert(name, metadata_column(*kind, batch, plan));
         }
         self.in_table_order(&columns, plan.rows.len()).map(Some)
+    }
+
+    /// The planned rows' metadata columns alone; None when the table has none.
+    pub(super) fn metadata_columns(
+        &self,
+        batch: &ChangeBatch,
+        plan: &Plan,
+    ) -> Result<Option<RecordBatch>> {
+        let column = |kind| metadata_column(kind, batch, plan);
+        self.metadata_batch(column)
+    }
+
+    /// The table's metadata columns as `column` gives them; None when it has none.
+    pub(super) fn metadata_batch(
+        &self,
+        column: impl Fn(MetadataColumn) -> ArrayRef,
+    ) -> Result<Option<RecordBatch>> {
+        if self.metadata.is_empty() {
+            return Ok(None);
+        }
+        let mut fields: Vec<Field> = Vec::new();
+        let mut columns = Vec::new();
+        for (kind, name) in &self.metadata {
+            let field = self.columns.field_with_name(name).map_err(bug)?;
+            columns.push(relabel(&column(*kind), field.data_type())?);
+            fields.push(field.clone());
+        }
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+            .map(Some)
+            .map_err(bug)
+    }
+
+    pub(super) fn encode(&self, rows: Option<RecordBatch>) -> Result<Option<EncodedRows>> {
+        rows.map(|rows| EncodedRows::encode(&rows, &self.lake))
+            .transpose()
     }
 
     /// Columns by name as rows of the table; absent ones are NULL.

@@ -13,7 +13,22 @@ use roaring::RoaringTreemap;
 use super::segments::{Segments, file_name};
 use crate::LakeSettings;
 use crate::key_index::{Location, SegmentId};
-use crate::write::DataFileWriter;
+use crate::write::{DataFileWriter, EncodedRows};
+
+/// Rows of the table: as columns, or encoded already.
+pub(super) enum Rows<'a> {
+    Plain(RecordBatch),
+    Encoded(Vec<&'a EncodedRows>),
+}
+
+impl Rows<'_> {
+    fn num_rows(&self) -> usize {
+        match self {
+            Self::Plain(rows) => rows.num_rows(),
+            Self::Encoded(sources) => sources.first().map_or(0, |source| source.num_rows()),
+        }
+    }
+}
 
 struct OpenFile {
     id: SegmentId,
@@ -89,11 +104,33 @@ impl Stage {
     /// Writes rows; returns the place of the first. They go into one file, one after the other.
     pub(super) fn write(
         &mut self,
-        rows: &RecordBatch,
+        rows: &Rows<'_>,
         schema: &SchemaRef,
         snapshot: Option<Lsn>,
         segments: &mut Segments,
     ) -> Result<Location> {
+        let file = self.room_for(rows.num_rows(), schema, snapshot, segments)?;
+        let row = u32::try_from(file.writer.num_rows())
+            .map_err(|_| Error::bug("a data file of more than 2^32 rows"))?;
+        let first = Location {
+            segment: file.id,
+            row,
+        };
+        match rows {
+            Rows::Plain(rows) => file.writer.write(rows)?,
+            Rows::Encoded(sources) => file.writer.append(sources)?,
+        }
+        Ok(first)
+    }
+
+    /// The file that the next rows go into.
+    fn room_for(
+        &mut self,
+        rows: usize,
+        schema: &SchemaRef,
+        snapshot: Option<Lsn>,
+        segments: &mut Segments,
+    ) -> Result<&mut OpenFile> {
         let slot = if snapshot.is_some() {
             &mut self.copied
         } else {
@@ -103,12 +140,12 @@ impl Stage {
             file.snapshot != snapshot
                 || file.writer.size_bytes() >= self.settings.target_file_bytes
                 // Places are 32 bits wide.
-                || file.writer.num_rows() + rows.num_rows() as u64 >= u64::from(u32::MAX)
+                || file.writer.num_rows() + rows as u64 >= u64::from(u32::MAX)
         });
         if outgrown && let Some(file) = slot.take() {
             close(file, segments)?;
         }
-        let file = match slot {
+        Ok(match slot {
             Some(file) => file,
             None => {
                 let name = file_name(snapshot);
@@ -121,15 +158,7 @@ impl Stage {
                     snapshot,
                 })
             }
-        };
-        let row = u32::try_from(file.writer.num_rows())
-            .map_err(|_| Error::bug("a data file of more than 2^32 rows"))?;
-        let first = Location {
-            segment: file.id,
-            row,
-        };
-        file.writer.write(rows)?;
-        Ok(first)
+        })
     }
 
     /// Closes the file, so that its rows can be read.

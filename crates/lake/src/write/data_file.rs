@@ -7,11 +7,14 @@ use std::sync::Arc;
 use alluvium_change::{Error, Result, failpoint};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
-use parquet::errors::ParquetError;
+use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 
+use super::encoded::EncodedRows;
 use super::stats::StatsCollector;
 use crate::fs::{corrupt, io_error};
 use crate::log::{NewFile, now_ms};
@@ -23,12 +26,124 @@ const ROW_GROUP_ROWS: usize = 1 << 20;
 pub(crate) struct DataFileWriter {
     path: PathBuf,
     name: String,
+    schema: SchemaRef,
     /// None once finished.
-    writer: Option<ArrowWriter<File>>,
+    writer: Option<Writer>,
     stats: Option<StatsCollector>,
     num_rows: u64,
     staging_bytes: usize,
     fsync: bool,
+}
+
+/// The Parquet file, and the row group that is being filled.
+struct Writer {
+    file: SerializedFileWriter<File>,
+    columns: ArrowRowGroupWriterFactory,
+    filling: Option<(Vec<ArrowColumnWriter>, usize)>,
+}
+
+/// How every data file is encoded.
+pub(super) fn properties(
+    compression: Compression,
+    row_group_rows: usize,
+) -> Result<WriterProperties> {
+    Ok(WriterProperties::builder()
+        .set_compression(codec(compression)?)
+        .set_max_row_group_row_count(Some(row_group_rows))
+        .set_created_by(concat!("alluvium ", env!("CARGO_PKG_VERSION")).to_owned())
+        .build())
+}
+
+impl Writer {
+    fn new(
+        file: File,
+        schema: &SchemaRef,
+        mut properties: WriterProperties,
+    ) -> ParquetResult<Self> {
+        let descriptor = ArrowSchemaConverter::new().convert(schema)?;
+        add_encoded_arrow_schema_to_metadata(schema, &mut properties);
+        let root = descriptor.root_schema_ptr();
+        let file = SerializedFileWriter::new(file, root, Arc::new(properties))?;
+        let columns = ArrowRowGroupWriterFactory::new(&file, Arc::clone(schema));
+        Ok(Self {
+            file,
+            columns,
+            filling: None,
+        })
+    }
+
+    /// Memory held by the row group that is being filled, in bytes.
+    fn memory_bytes(&self) -> usize {
+        let columns = self.filling.iter().flat_map(|(columns, _)| columns);
+        columns.map(ArrowColumnWriter::memory_size).sum()
+    }
+
+    fn size_bytes(&self) -> usize {
+        let filling = self.filling.iter().flat_map(|(columns, _)| columns);
+        let filling: usize = filling
+            .map(ArrowColumnWriter::get_estimated_total_bytes)
+            .sum();
+        self.file.bytes_written() + filling
+    }
+
+    fn write(&mut self, rows: &RecordBatch) -> ParquetResult<()> {
+        let mut from = 0;
+        while from < rows.num_rows() {
+            let (columns, held) = match &mut self.filling {
+                Some(filling) => filling,
+                None => {
+                    let group = self.file.flushed_row_groups().len();
+                    let columns = self.columns.create_column_writers(group)?;
+                    self.filling.insert((columns, 0))
+                }
+            };
+            let count = (rows.num_rows() - from).min(ROW_GROUP_ROWS - *held);
+            let part = rows.slice(from, count);
+            let mut writers = columns.iter_mut();
+            let schema = part.schema();
+            for (field, column) in schema.fields().iter().zip(part.columns()) {
+                for leaf in compute_leaves(field, column)? {
+                    let writer = writers.next().ok_or_else(too_few)?;
+                    writer.write(&leaf)?;
+                }
+            }
+            *held += count;
+            from += count;
+            if *held >= ROW_GROUP_ROWS {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the row group that is being filled.
+    fn flush(&mut self) -> ParquetResult<()> {
+        let Some((columns, _)) = self.filling.take() else {
+            return Ok(());
+        };
+        let mut group = self.file.next_row_group()?;
+        for column in columns {
+            column.close()?.append_to_row_group(&mut group)?;
+        }
+        group.close().map(|_| ())
+    }
+
+    fn append(&mut self, schema: &SchemaRef, sources: &[&EncodedRows]) -> ParquetResult<()> {
+        self.flush()?;
+        let mut group = self.file.next_row_group()?;
+        for field in schema.fields() {
+            let source = sources.iter().find(|source| source.has(field));
+            let source = source.ok_or_else(too_few)?;
+            for chunk in source.chunks(field.name()) {
+                group.append_column(source.file(), chunk)?;
+            }
+        }
+        group.close().map(|_| ())
+    }
+}
+
+fn too_few() -> ParquetError {
+    ParquetError::General("rows have other columns than their file".to_owned())
 }
 
 impl DataFileWriter {
@@ -45,16 +160,12 @@ impl DataFileWriter {
             .create_new(true)
             .open(&path)
             .map_err(|e| io_error("create", &path, e))?;
-        let properties = WriterProperties::builder()
-            .set_compression(compression(settings.compression)?)
-            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .set_created_by(concat!("alluvium ", env!("CARGO_PKG_VERSION")).to_owned())
-            .build();
-        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties))
-            .map_err(|e| write_error(&path, e))?;
+        let properties = properties(settings.compression, ROW_GROUP_ROWS)?;
+        let writer = Writer::new(file, schema, properties).map_err(|e| write_error(&path, e))?;
         Ok(Self {
             path,
             name,
+            schema: Arc::clone(schema),
             writer: Some(writer),
             stats: Some(StatsCollector::new(schema)),
             num_rows: 0,
@@ -69,22 +180,42 @@ impl DataFileWriter {
 
     /// Bytes the file has and will have at least.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| {
-            (writer.bytes_written() + writer.in_progress_size()) as u64
-        })
+        self.writer
+            .as_ref()
+            .map_or(0, |writer| writer.size_bytes() as u64)
+    }
+
+    fn open(&mut self) -> Result<(&mut Writer, &mut StatsCollector)> {
+        match (&mut self.writer, &mut self.stats) {
+            (Some(writer), Some(stats)) => Ok((writer, stats)),
+            _ => Err(Error::bug("rows for a finished data file")),
+        }
     }
 
     /// Appends rows, which have the schema the file was created with.
     pub(crate) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        let (Some(writer), Some(stats)) = (&mut self.writer, &mut self.stats) else {
-            return Err(Error::bug("rows for a finished data file"));
-        };
-        writer.write(rows).map_err(|e| write_error(&self.path, e))?;
-        if writer.memory_size() > self.staging_bytes {
-            writer.flush().map_err(|e| write_error(&self.path, e))?;
-        }
+        let staging_bytes = self.staging_bytes;
+        let (writer, stats) = self.open()?;
         stats.update(rows);
+        let mut written = writer.write(rows);
+        if written.is_ok() && writer.memory_bytes() > staging_bytes {
+            written = writer.flush();
+        }
+        written.map_err(|e| write_error(&self.path, e))?;
         self.num_rows += rows.num_rows() as u64;
+        Ok(())
+    }
+
+    /// Appends rows that are encoded already, as a row group of their own. Each of the file's columns
+    /// is in one of the `sources`, which have the same rows.
+    pub(crate) fn append(&mut self, sources: &[&EncodedRows]) -> Result<()> {
+        let rows = sources.first().map_or(0, |source| source.num_rows());
+        let schema = Arc::clone(&self.schema);
+        let (writer, stats) = self.open()?;
+        stats.update_encoded(sources, rows);
+        let appended = writer.append(&schema, sources);
+        appended.map_err(|e| write_error(&self.path, e))?;
+        self.num_rows += rows as u64;
         Ok(())
     }
 
@@ -94,10 +225,11 @@ impl DataFileWriter {
             return Err(Error::bug("a data file was finished twice"));
         };
         let finished = writer
-            .finish()
+            .flush()
+            .and_then(|()| writer.file.finish())
             .map_err(|e| write_error(&self.path, e))
             .and_then(|_| {
-                let file = writer.inner();
+                let file = writer.file.inner();
                 failpoint::hit("commit.data_written");
                 if self.fsync {
                     file.sync_data()
@@ -138,7 +270,7 @@ pub(crate) fn loosen_bounds(stats: &str) -> Arc<str> {
         .into()
 }
 
-fn compression(compression: Compression) -> Result<ParquetCompression> {
+fn codec(compression: Compression) -> Result<ParquetCompression> {
     Ok(match compression {
         Compression::Uncompressed => ParquetCompression::UNCOMPRESSED,
         Compression::Snappy => ParquetCompression::SNAPPY,

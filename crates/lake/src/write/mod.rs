@@ -4,6 +4,7 @@
 
 mod bounds;
 mod data_file;
+mod encoded;
 mod read_file;
 mod relabel;
 mod stats;
@@ -11,5 +12,6 @@ mod stats;
 pub use bounds::ColumnBounds;
 pub(crate) use bounds::parse_bounds;
 pub(crate) use data_file::{DataFileWriter, loosen_bounds};
+pub use encoded::EncodedRows;
 pub(crate) use read_file::{FileReader, check_file, open_file, read_rows};
 pub(crate) use relabel::{conform, relabel};

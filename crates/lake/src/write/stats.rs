@@ -8,11 +8,13 @@
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{max, max_string, min, min_string};
 use arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
-    Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
+    DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, Int8Type, Int16Type,
+    Int32Type, Int64Type, Schema, TimeUnit, TimestampMicrosecondType,
 };
 use chrono::{DateTime, Datelike, NaiveDate};
 use serde_json::Value;
+
+use super::encoded::EncodedRows;
 
 /// Leaf columns with statistics, as Delta's default `delta.dataSkippingNumIndexedCols`.
 const INDEXED_LEAVES: usize = 32;
@@ -28,15 +30,15 @@ pub(super) struct StatsCollector {
     columns: Vec<ColumnStats>,
 }
 
-#[derive(Debug)]
-struct ColumnStats {
+#[derive(Debug, Clone)]
+pub(super) struct ColumnStats {
     name: String,
     data_type: DataType,
     nulls: NullCount,
     bounds: Bounds,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum NullCount {
     Leaf(u64),
     Struct(Vec<(String, NullCount)>),
@@ -63,16 +65,7 @@ impl StatsCollector {
             if leaves > INDEXED_LEAVES {
                 break;
             }
-            columns.push(ColumnStats {
-                name: field.name().clone(),
-                data_type: field.data_type().clone(),
-                nulls: NullCount::new(field.data_type()),
-                bounds: if has_bounds(field.data_type()) {
-                    Bounds::Empty
-                } else {
-                    Bounds::Unbounded
-                },
-            });
+            columns.push(ColumnStats::new(field));
         }
         Self {
             num_records: 0,
@@ -80,13 +73,39 @@ impl StatsCollector {
         }
     }
 
+    /// The statistics of each column of `batch`, for [`Self::update_encoded`].
+    pub(super) fn columns_of(batch: &RecordBatch) -> Vec<ColumnStats> {
+        let schema = batch.schema();
+        let mut columns: Vec<_> = schema
+            .fields()
+            .iter()
+            .map(|f| ColumnStats::new(f))
+            .collect();
+        for (stats, column) in columns.iter_mut().zip(batch.columns()) {
+            stats.update(column);
+        }
+        columns
+    }
+
     /// `batch` has the schema given at the start.
     pub(super) fn update(&mut self, batch: &RecordBatch) {
         self.num_records += batch.num_rows() as u64;
         for (stats, column) in self.columns.iter_mut().zip(batch.columns()) {
-            stats.nulls.update(column);
-            let seen = bounds_of(column);
-            stats.bounds.merge(seen);
+            stats.update(column);
+        }
+    }
+
+    /// As [`Self::update`], with statistics made when the rows were encoded.
+    pub(super) fn update_encoded(&mut self, sources: &[&EncodedRows], rows: usize) {
+        self.num_records += rows as u64;
+        for stats in &mut self.columns {
+            match sources
+                .iter()
+                .find_map(|source| source.stats_of(&stats.name))
+            {
+                Some(seen) => stats.merge(seen),
+                None => stats.bounds = Bounds::Unbounded,
+            }
         }
     }
 
@@ -140,6 +159,31 @@ fn has_bounds(data_type: &DataType) -> bool {
     }
 }
 
+impl ColumnStats {
+    fn new(field: &Field) -> Self {
+        Self {
+            name: field.name().clone(),
+            data_type: field.data_type().clone(),
+            nulls: NullCount::new(field.data_type()),
+            bounds: if has_bounds(field.data_type()) {
+                Bounds::Empty
+            } else {
+                Bounds::Unbounded
+            },
+        }
+    }
+
+    fn update(&mut self, column: &ArrayRef) {
+        self.nulls.update(column);
+        self.bounds.merge(bounds_of(column));
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.nulls.merge(&other.nulls);
+        self.bounds.merge(other.bounds.clone());
+    }
+}
+
 impl NullCount {
     fn new(data_type: &DataType) -> Self {
         match data_type {
@@ -164,6 +208,19 @@ impl NullCount {
                     count.update(&under(column, array.nulls()));
                 }
             }
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Leaf(count), Self::Leaf(more)) => *count += more,
+            (Self::Struct(fields), Self::Struct(more)) => {
+                for ((_, count), (_, more)) in fields.iter_mut().zip(more) {
+                    count.merge(more);
+                }
+            }
+            // Columns of one name have one type.
+            _ => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! Random histories leave in silver exactly the rows they leave in the source.
 
 use alluvium_change::{Identity, Lsn, Op};
-use alluvium_lake::{LakeSettings, MetadataColumn, OnConflict, Silver, SilverSettings};
+use alluvium_lake::{Bronze, LakeSettings, MetadataColumn, OnConflict, Silver, SilverSettings};
 
 use crate::support::{Change, TestLake, batch, items, owner, read_items};
 use crate::workload::{Random, Source};
@@ -26,6 +26,7 @@ fn run(seed: u64, identity: Identity, settings: LakeSettings) {
     };
     let open = || Silver::open(&test.lake, &owner, &schema, silver_settings.clone()).unwrap();
     let mut silver = open();
+    let mut bronze = Bronze::open(&test.lake, &owner, &schema).unwrap();
     silver.begin_copy(Lsn(100)).unwrap();
     silver.finish_copy().unwrap();
     let mut source = Source::new(seed, identity, 40);
@@ -44,9 +45,12 @@ fn run(seed: u64, identity: Identity, settings: LakeSettings) {
             while to < all.len() && doubled(&all[..to]) {
                 to += 1;
             }
-            silver.apply(&batch(&schema, &all[from..to])).unwrap();
+            let piece = batch(&schema, &all[from..to]);
+            let encoded = bronze.stage(&piece).unwrap();
+            silver.apply_encoded(&piece, encoded.as_ref()).unwrap();
             from = to;
         }
+        bronze.commit(Lsn(source.lsn)).unwrap();
         let before = silver.version();
         let version = silver.commit(Lsn(source.lsn)).unwrap();
         if let Some(version) = version {
@@ -94,6 +98,7 @@ fn tiny() -> LakeSettings {
         fsync: false,
         target_file_bytes: 600,
         staging_bytes: 1,
+        share_from_rows: 1,
         delta_checkpoint_every_commits: 3,
         ..LakeSettings::default()
     }

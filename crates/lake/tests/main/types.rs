@@ -1,9 +1,10 @@
 //! Every type goes in and comes out, through inserts, updates, unsent values and deletion vectors.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Identity, Lsn, Op, TableSchema};
-use alluvium_lake::{Silver, SilverSettings, read};
+use alluvium_lake::{Bronze, LakeSettings, MetadataColumn, Silver, SilverSettings, read};
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
     Int16Array, Int32Array, Int64Array, ListBuilder, MapBuilder, MapFieldNames, RecordBatch,
@@ -11,6 +12,9 @@ use arrow::array::{
 };
 use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
+
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::PageIndexPolicy;
 
 use crate::support::{TestLake, owner, read_table, schema};
 use crate::workload::Random;
@@ -263,4 +267,77 @@ fn every_type_is_held_exactly() {
         let name = file.path.file_name().unwrap().to_str().unwrap();
         name.starts_with("part-") && file.deleted.is_some()
     }));
+}
+
+/// What a reader sees of a table: rows, and each file's statistics.
+fn seen(silver: &Silver) -> (RecordBatch, Vec<String>) {
+    let batches = read_table(silver.dir());
+    let rows = concat_batches(&batches[0].schema(), &batches).unwrap();
+    let files = read::open_table(silver.dir(), None).unwrap().files;
+    (
+        rows,
+        files.iter().map(|file| file.stats.to_string()).collect(),
+    )
+}
+
+#[test]
+fn rows_encoded_once_are_the_rows_encoded_twice() {
+    let settings = LakeSettings {
+        fsync: false,
+        share_from_rows: 1,
+        ..LakeSettings::default()
+    };
+    let test = TestLake::with(settings);
+    let table = schema("items", &types(), Identity::Key(vec![0]));
+    let metadata = SilverSettings {
+        metadata_columns: vec![MetadataColumn::CommitLsn, MetadataColumn::Op],
+        ..SilverSettings::default()
+    };
+    for (names, settings) in [
+        (["shared", "apart"], SilverSettings::default()),
+        (["shared_metadata", "apart_metadata"], metadata),
+    ] {
+        let mut bronze = Bronze::open(&test.lake, &owner(names[0]), &table).unwrap();
+        let [mut shared, mut apart] = names
+            .map(|name| Silver::open(&test.lake, &owner(name), &table, settings.clone()).unwrap());
+        let mut random = Random(7);
+        let copied = rows(&table, &(0..3000).collect::<Vec<_>>(), &mut random);
+        let encoded = bronze.stage_copied(&copied, Lsn(100), 0).unwrap().unwrap();
+        bronze.commit_copied().unwrap();
+        shared.begin_copy(Lsn(100)).unwrap();
+        apart.begin_copy(Lsn(100)).unwrap();
+        shared
+            .stage_copied_encoded(&copied, Lsn(100), Some(&encoded))
+            .unwrap();
+        apart.stage_copied(&copied, Lsn(100)).unwrap();
+        for silver in [&mut shared, &mut apart] {
+            silver.commit_copied(7, u32::MAX).unwrap();
+            silver.finish_copy().unwrap();
+        }
+        let inserted = rows(&table, &(3000..5000).collect::<Vec<_>>(), &mut random);
+        let updated = rows(&table, &(10..1500).collect::<Vec<_>>(), &mut random);
+        for (op, rows) in [(Op::Insert, inserted), (Op::Update, updated)] {
+            let changes = changes(&table, op, 110, rows);
+            let encoded = bronze.stage(&changes).unwrap().unwrap();
+            shared.apply_encoded(&changes, Some(&encoded)).unwrap();
+            apart.apply(&changes).unwrap();
+        }
+        bronze.commit(Lsn(110)).unwrap();
+        for silver in [&mut shared, &mut apart] {
+            silver.commit(Lsn(110)).unwrap();
+        }
+        let (rows, stats) = seen(&shared);
+        assert_eq!(rows.num_rows(), 5000);
+        assert_eq!((rows, stats), seen(&apart));
+        // The pages that readers skip by are described.
+        for file in read::open_table(shared.dir(), None).unwrap().files {
+            let options =
+                ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+            let file = File::open(&file.path).unwrap();
+            let reader =
+                ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).unwrap();
+            assert!(reader.metadata().offset_index().is_some());
+            assert!(reader.metadata().column_index().is_some());
+        }
+    }
 }
