@@ -6,9 +6,10 @@
 //! so a caller decodes all that has arrived before it waits again.
 
 mod frame;
+mod pace;
 mod wire;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alluvium_change::{Code, Error, Lsn, Result, code};
 use postgres_protocol::message::frontend;
@@ -17,6 +18,7 @@ pub use frame::Frame;
 
 use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
 use frame::{parse_frame, protocol, put_status, take_message};
+use pace::{NAP, Pace};
 use wire::{Cell, Wire};
 
 /// How long an orderly end may take before the connection is just dropped.
@@ -53,6 +55,7 @@ pub struct CreatedSlot {
 pub struct ReplicationConnection {
     wire: Wire,
     slot: String,
+    pace: Pace,
 }
 
 impl ReplicationConnection {
@@ -71,6 +74,7 @@ impl ReplicationConnection {
         let mut connection = Self {
             wire,
             slot: String::new(),
+            pace: Pace::new(Instant::now()),
         };
         connection
             .wire
@@ -183,12 +187,18 @@ impl ReplicationConnection {
             .map_err(|error| stream_error(error, slot))
     }
 
-    /// Waits for bytes and reads as many as are there, up to the buffer's size. Safe to cancel.
+    /// Waits for bytes and reads as many as are there, up to the buffer's size; of a fast stream it
+    /// lets more come first. Safe to cancel.
     ///
     /// # Errors
     /// `PG_CONNECTION_LOST`.
     pub async fn fill(&mut self) -> Result<usize> {
-        self.wire.read("streaming").await
+        if self.pace.should_nap() {
+            tokio::time::sleep(NAP).await;
+        }
+        let bytes = self.wire.read("streaming").await?;
+        self.pace.read(Instant::now(), bytes);
+        Ok(bytes)
     }
 
     /// The next frame of what was read; `None` when the rest is not whole yet.
