@@ -65,9 +65,9 @@ fn crash_at(setup: &Setup, name: &str, hits: u64) {
     let change = |round: i32| {
         pg.execute(&format!(
             "BEGIN;
-             INSERT INTO a SELECT {round} * 1000 + 20000 + g, 'large', repeat('z', 10000) FROM generate_series(1, 300) g;
+             INSERT INTO a SELECT {round} * 5000 + 20000 + g, 'large', repeat('z', 10000) FROM generate_series(1, 300) g;
              SAVEPOINT s;
-             INSERT INTO a SELECT {round} * 1000 + 30000 + g, 'gone', repeat('z', 10000) FROM generate_series(1, 300) g;
+             INSERT INTO a SELECT {round} * 5000 + 30000 + g, 'gone', repeat('z', 10000) FROM generate_series(1, 300) g;
              ROLLBACK TO s;
              UPDATE a SET v = 'round {round}' WHERE id % 5 = {round};
              UPDATE a SET id = id + 1000 WHERE id % 11 = {round};
