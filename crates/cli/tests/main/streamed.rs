@@ -250,10 +250,7 @@ fn a_shape_that_was_rolled_back_is_never_seen() {
         setup.assert_equal();
     }
     for table in ["a", "b", "c"] {
-        assert_eq!(
-            setup.status(&format!("public.{table}"))["error"],
-            serde_json::Value::Null
-        );
+        assert_eq!(setup.status(&format!("public.{table}"))["phase"], "live");
     }
     assert!(streamed(&setup) >= 4);
 }
@@ -363,4 +360,43 @@ fn protocol_1_is_there_by_choice() {
     savepoints(&setup);
     equal(&setup);
     assert_eq!(streamed(&setup), 0);
+}
+
+/// The disk of the spill files fills up: said with a code of its own; with room made, all goes on.
+#[test]
+fn a_full_disk_under_a_running_transaction_is_named_and_loses_nothing() {
+    let setup = setup(None, LEAST_MEMORY);
+    let large = ["BEGIN;", &insert("a", 100_000, 104_000), "COMMIT"];
+    setup.pg.execute(&large.concat()).unwrap();
+    // A file system of its own, in a mount namespace that ends with the shell.
+    let script = r#"
+        mkdir -p .alluvium/spill && mount -t tmpfs -o size=1m tmpfs .alluvium/spill || exit 99
+        "$1" run --until-caught-up 2> full.err; echo $? > full.code
+        mount -o remount,size=100m .alluvium/spill
+        "$1" run --until-caught-up 2> after.err; echo $? > after.code"#;
+    let args = [
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ];
+    let status = std::process::Command::new("unshare")
+        .args(args)
+        .arg(bin())
+        .current_dir(setup.dir.path())
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "no mount namespace could be made: {status}"
+    );
+    let read = |name: &str| std::fs::read_to_string(setup.dir.path().join(name)).unwrap();
+    let (code, stderr) = (read("full.code"), read("full.err"));
+    assert_eq!(code.trim(), "1", "{stderr}");
+    assert!(stderr.contains("error[AL-LIMIT-002]"), "{stderr}");
+    assert_eq!(read("after.code").trim(), "0", "{}", read("after.err"));
+    equal(&setup);
 }
