@@ -165,8 +165,7 @@ fn received(messages: &[Vec<u8>], budget_bytes: usize, part: usize) -> Vec<Row> 
 }
 
 fn history(actions: &[(u8, u8, u8)], eager: bool) -> Server {
-    let mut server = Server::default();
-    server.eager = eager;
+    let mut server = Server::new(eager);
     for action in actions {
         server.act(*action);
     }

@@ -105,7 +105,7 @@ pub(super) struct Server {
     /// Of [`LISTED`], as published.
     listed_wide: bool,
     /// Whether a piece ends with invalidations, as it does in PostgreSQL.
-    pub(super) eager: bool,
+    eager: bool,
     next_xid: u32,
     next_lsn: u64,
     pub(super) messages: Vec<Vec<u8>>,
@@ -113,6 +113,13 @@ pub(super) struct Server {
 }
 
 impl Server {
+    pub(super) fn new(eager: bool) -> Self {
+        Self {
+            eager,
+            ..Self::default()
+        }
+    }
+
     fn xid(&mut self) -> u32 {
         self.next_xid += 1;
         self.next_xid + 100
