@@ -5,10 +5,10 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak bigtable
+.PHONY: help build demo test check interop soak bigtable largetransaction
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 build: ## the alluvium binary
 	@tools/setup demo
@@ -43,3 +43,8 @@ bigtable: ## 5 million rows copied, 500 000 of them changed, one transaction of 
 	@tools/setup test
 	cargo build --package alluvium
 	tools/bigtable
+
+largetransaction: ## one transaction of 10 million rows at 512 MiB, half of it rolled back: compared, memory measured
+	@tools/setup test
+	cargo build --package alluvium
+	tools/largetransaction

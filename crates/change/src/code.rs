@@ -126,6 +126,8 @@ codes! {
         "check the rights on the directory";
     MEMORY "AL-LIMIT-001" Manual "the memory budget is too small",
         "raise [limits] memory";
+    SPILL "AL-LIMIT-002" Manual "a large transaction cannot be kept on the disk of the project",
+        "make room where the project file is, then start again: nothing is lost";
 }
 
 /// The code with this id, upper or lower case.

@@ -1,13 +1,14 @@
 //! The stream: from the replication connection to the tables' owners, and back as acknowledgement.
 //!
 //! ```text
-//! frames ─► Assembler ─► cut (at transaction boundaries) ─► owners
-//!    ▲                                                         │
-//!    └────────── standby status ◄─── Acknowledger ◄────────────┘
+//! frames ─► StreamedTransactions ─► Assembler ─► cut (at transaction boundaries) ─► owners
+//!    ▲                                                                                │
+//!    └─────────────────── standby status ◄─── Acknowledger ◄──────────────────────────┘
 //! ```
 //!
 //! Invariant: a cut ends where a transaction ends; what is acknowledged is durable in the lake.
 //! Memory: rows being decoded and rows handed over are each limited; beyond that nothing is read.
+//! Transactions that still run are limited too, and go to disk beyond that.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, failpoint};
 use alluvium_source_postgres::capture::{Assembler, Failure, Step};
 use alluvium_source_postgres::replication::{Frame, ReplicationConnection};
+use alluvium_source_postgres::streamed::StreamedTransactions;
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -29,6 +31,9 @@ use crate::told;
 const OPEN_CUTS: usize = 2;
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 const BYTES_PER_PERMIT: usize = 1024;
+/// How much of a transaction that has ended is decoded before the server, the owners and the clock
+/// are looked after again.
+const REPLAY_SLICE_BYTES: u64 = 256 * 1024;
 
 /// Memory for changes, of the pipeline's budget.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +42,8 @@ pub(crate) struct StreamLimits {
     pub cut_bytes: usize,
     /// Rows handed over to owners and not yet encoded.
     pub handed_over_bytes: usize,
+    /// Messages of transactions that still run; the rest is spilled.
+    pub streamed_bytes: usize,
 }
 
 /// What the stream found that needs the pipeline's help.
@@ -51,6 +58,7 @@ pub(crate) enum Need {
 pub(crate) struct Stream {
     pub assembler: Assembler,
     pub owners: BTreeMap<TableId, OwnerHandle>,
+    streamed: StreamedTransactions,
     acknowledger: Acknowledger,
     limits: StreamLimits,
     commit: CommitSettings,
@@ -83,9 +91,12 @@ impl Stream {
     ) -> Self {
         let permits = limits.handed_over_bytes / BYTES_PER_PERMIT;
         let now = Instant::now();
+        // Two projects in one directory have two slots.
+        let spill_dir = memory_of_told.0.join("spill").join(&memory_of_told.1);
         Self {
             assembler: Assembler::new(),
             owners: BTreeMap::new(),
+            streamed: StreamedTransactions::new(spill_dir, limits.streamed_bytes),
             acknowledger: Acknowledger::default(),
             limits,
             commit,
@@ -108,9 +119,10 @@ impl Stream {
     /// Forgets what was not handed over, as when the connection is made again.
     ///
     /// # Errors
-    /// An owner has ended.
+    /// An owner has ended; spilled transactions cannot be removed.
     pub(crate) async fn restart(&mut self, confirmed: Lsn) -> Result<()> {
         self.assembler.reset();
+        self.streamed.reset()?;
         self.waiting.clear();
         self.dirty.clear();
         self.ended = None;
@@ -171,12 +183,19 @@ impl Stream {
             && (self.assembler.memory_bytes() < self.limits.cut_bytes || self.can_cut())
     }
 
+    /// Whether a call of [`Self::take_frames`] would get on without anything new from the server.
+    #[must_use]
+    pub(crate) fn has_work(&self) -> bool {
+        self.streamed.is_replaying() && self.has_room()
+    }
+
     fn can_cut(&self) -> bool {
         self.acknowledger.open_cuts() < OPEN_CUTS || self.assembler.in_transaction()
     }
 
-    /// Decodes the frames that have been received, as far as there is room. Answers the first thing
-    /// that needs help; call again after giving it.
+    /// Decodes the frames that have been received, as far as there is room, and of a transaction
+    /// that has ended a piece: see [`Self::has_work`]. Answers the first thing that needs help; call
+    /// again after giving it.
     ///
     /// # Errors
     /// The server sent what cannot be decoded, or ended the stream.
@@ -184,7 +203,20 @@ impl Stream {
         &mut self,
         connection: &mut ReplicationConnection,
     ) -> Result<Option<Need>> {
+        let mut slice_start = self.streamed.replayed_bytes();
         while self.has_room() {
+            if self.streamed.is_replaying() {
+                let done = self.streamed.replayed_bytes();
+                if done.saturating_sub(slice_start) >= REPLAY_SLICE_BYTES {
+                    return Ok(None);
+                }
+                let step = self.streamed.replay_next(&mut self.assembler)?;
+                if let Some(need) = self.step(step)? {
+                    return Ok(Some(need));
+                }
+                continue;
+            }
+            slice_start = 0;
             let Some(frame) = connection.next_frame()? else {
                 return Ok(None);
             };
@@ -196,7 +228,7 @@ impl Stream {
                 } => {
                     self.received = self.received.max(wal_start);
                     self.server = self.server.max(wal_end);
-                    let step = self.assembler.handle(&data)?;
+                    let step = self.streamed.handle(&data, &mut self.assembler)?;
                     if let Some(need) = self.step(step)? {
                         return Ok(Some(need));
                     }

@@ -9,5 +9,6 @@ pub mod preflight;
 pub mod publication;
 pub mod replication;
 pub mod slot;
+pub mod streamed;
 pub mod type_map;
 pub mod value;

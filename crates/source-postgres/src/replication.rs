@@ -50,6 +50,21 @@ pub struct CreatedSlot {
     pub snapshot_name: String,
 }
 
+/// Version of pgoutput's protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// The newest of these that the server has.
+    #[default]
+    Auto,
+    /// A transaction is sent when it has committed.
+    V1,
+    /// A large transaction is sent while it runs, in pieces. PostgreSQL 14 and later.
+    V2,
+}
+
+/// The first version of the server that sends transactions in pieces.
+const STREAMING_VERSION: u32 = 140_000;
+
 /// A session with `replication=database`.
 #[derive(Debug)]
 pub struct ReplicationConnection {
@@ -167,16 +182,27 @@ impl ReplicationConnection {
     /// position where that is later.
     ///
     /// # Errors
-    /// `PG_SLOT_ACTIVE`, `PG_SLOT_LOST`, `PG_WAL_LEVEL`, `PG_RIGHTS`.
-    pub async fn start(&mut self, slot: &str, start: Lsn, publications: &[String]) -> Result<()> {
+    /// `PG_SLOT_ACTIVE`, `PG_SLOT_LOST`, `PG_WAL_LEVEL`, `PG_RIGHTS`; `CONFIG_VALUE` for a protocol
+    /// that the server does not have.
+    pub async fn start(
+        &mut self,
+        slot: &str,
+        start: Lsn,
+        publications: &[String],
+        protocol: Protocol,
+    ) -> Result<()> {
+        let version = if self.streams(protocol).await? {
+            "\"proto_version\" '2', \"streaming\" 'on'"
+        } else {
+            "\"proto_version\" '1'"
+        };
         slot.clone_into(&mut self.slot);
         let names: Vec<String> = publications
             .iter()
             .map(|name| quote_identifier(name))
             .collect();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} \
-             (\"proto_version\" '1', \"publication_names\" {})",
+            "START_REPLICATION SLOT {} LOGICAL {start} ({version}, \"publication_names\" {})",
             quote_identifier(slot),
             quote_literal(&names.join(",")),
         );
@@ -185,6 +211,30 @@ impl ReplicationConnection {
             .enter_stream(&command, &doing)
             .await
             .map_err(|error| stream_error(error, slot))
+    }
+
+    /// Whether transactions will be sent while they run.
+    async fn streams(&mut self, protocol: Protocol) -> Result<bool> {
+        if protocol == Protocol::V1 {
+            return Ok(false);
+        }
+        let rows = self
+            .wire
+            .query("SHOW server_version_num", "identifying the server")
+            .await?;
+        let row = first_row(rows)?;
+        let version: u32 = row
+            .first()
+            .and_then(|cell| cell.as_deref()?.parse().ok())
+            .ok_or_else(|| frame::protocol("no version".to_owned()))?;
+        if version < STREAMING_VERSION && protocol == Protocol::V2 {
+            return Err(
+                Error::new(&code::CONFIG_VALUE, "the server does not have protocol 2")
+                    .with_detail(format!("it is PostgreSQL {}", version / 10_000))
+                    .with_hint("choose protocol = \"auto\", or upgrade the server to 14 or later"),
+            );
+        }
+        Ok(version >= STREAMING_VERSION)
     }
 
     /// Waits for bytes and reads as many as are there, up to the buffer's size; of a fast stream it

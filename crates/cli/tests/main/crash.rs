@@ -7,16 +7,19 @@ use alluvium_testkit::{Alluvium, PgCluster, sql, workload};
 
 use crate::rebuild::bronze_rebuilds_silver;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin};
+use crate::streamed::SMALL_PIECES;
 
 const MORE: &str =
     "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 50\ndelta_checkpoint_every_commits = 3\n";
 const ABORT: i32 = 6;
 
-/// One server for all failpoints; a new table, project and slot for each.
+/// One server for all failpoints; a new table, project and slot for each. The server sends large
+/// transactions in pieces, and memory is so small that they are spilled.
 #[test]
 fn a_crash_at_each_step_loses_nothing() {
-    let pg = PgCluster::start(None, &[]).unwrap();
-    let setup = Setup::on(pg, "", "\"public.*\"", MORE);
+    let pg = PgCluster::start(None, SMALL_PIECES).unwrap();
+    let more = format!("{MORE}[limits]\nmemory = \"128MiB\"\n");
+    let setup = Setup::on(pg, "", "\"public.*\"", &more);
     for name in failpoint::NAMES {
         // The second hit comes when something has been written already.
         for hits in [1, 2] {
@@ -61,12 +64,18 @@ fn crash_at(setup: &Setup, name: &str, hits: u64) {
     };
     let change = |round: i32| {
         pg.execute(&format!(
-            "UPDATE a SET v = 'round {round}' WHERE id % 5 = {round};
+            "BEGIN;
+             INSERT INTO a SELECT {round} * 5000 + 20000 + g, 'large', repeat('z', 10000) FROM generate_series(1, 300) g;
+             SAVEPOINT s;
+             INSERT INTO a SELECT {round} * 5000 + 30000 + g, 'gone', repeat('z', 10000) FROM generate_series(1, 300) g;
+             ROLLBACK TO s;
+             UPDATE a SET v = 'round {round}' WHERE id % 5 = {round};
              UPDATE a SET id = id + 1000 WHERE id % 11 = {round};
              DELETE FROM a WHERE id % 13 = {round};
              INSERT INTO a VALUES ({round} + 10000, 'new', 'small');
              DELETE FROM b WHERE ctid IN (SELECT ctid FROM b WHERE n = {round} LIMIT 10);
-             INSERT INTO b VALUES ({round}, 'b'), ({round}, 'b')"
+             INSERT INTO b VALUES ({round}, 'b'), ({round}, 'b');
+             COMMIT"
         ))
         .unwrap();
         for n in 0..6 {

@@ -14,3 +14,4 @@ mod equality;
 mod life;
 mod rebuild;
 mod setup;
+mod streamed;

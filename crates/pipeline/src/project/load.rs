@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, code};
+use alluvium_source_postgres::replication::Protocol;
 
-use super::{Limits, LimitsFile, Project, ProjectFile, SourceFile, SourceSettings};
+use super::{Limits, LimitsFile, Project, ProjectFile, ProtocolFile, SourceFile, SourceSettings};
 
 /// Reads the project file at `path`; a directory stands for the `alluvium.toml` in it.
 ///
@@ -129,8 +130,29 @@ fn source_settings(
         exclude: all(&source.exclude)?,
         publication: expand(source.publication.as_deref().unwrap_or(&own))?,
         slot,
+        protocol: protocol(source.protocol.as_ref(), file)?,
         name,
     })
+}
+
+fn protocol(written: Option<&ProtocolFile>, file: &Path) -> Result<Protocol> {
+    match written {
+        None => Ok(Protocol::Auto),
+        Some(ProtocolFile::Word(word)) if word == "auto" => Ok(Protocol::Auto),
+        Some(ProtocolFile::Version(1)) => Ok(Protocol::V1),
+        Some(ProtocolFile::Version(2)) => Ok(Protocol::V2),
+        Some(other) => {
+            let other = match other {
+                ProtocolFile::Version(version) => version.to_string(),
+                ProtocolFile::Word(word) => format!("\"{word}\""),
+            };
+            Err(value_error(
+                file,
+                &format!("protocol = {other} is not known"),
+                "write \"auto\", 1 or 2",
+            ))
+        }
+    }
 }
 
 fn identifier(name: &str) -> String {
@@ -295,6 +317,9 @@ mod tests {
         assert_eq!(project.source.tables, ["public.*"]);
         assert_eq!(project.limits.memory_bytes, 1 << 30);
         assert_eq!(project.lake_path, Path::new("/p/lake"));
+        assert_eq!(project.source.protocol, Protocol::Auto);
+        let older = read(&SMALL.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
+        assert_eq!(older.source.protocol, Protocol::V1);
     }
 
     #[test]
@@ -334,6 +359,8 @@ mod tests {
     fn impossible_values_are_refused() {
         for (from, to) in [
             ("\"postgres\"", "\"oracle\""),
+            ("[lake]", "protocol = 3\n[lake]"),
+            ("[lake]", "protocol = \"2\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[tables.orders]\n[lake]"),

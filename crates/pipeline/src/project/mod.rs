@@ -10,6 +10,7 @@ mod template;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use alluvium_source_postgres::replication::Protocol;
 use alluvium_source_postgres::type_map::OnInvalid;
 use serde::Deserialize;
 
@@ -77,6 +78,15 @@ struct SourceFile {
     exclude: Vec<String>,
     publication: Option<String>,
     slot: Option<String>,
+    protocol: Option<ProtocolFile>,
+}
+
+/// `"auto"`, or a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum ProtocolFile {
+    Version(i64),
+    Word(String),
 }
 
 fn all_public() -> Vec<String> {
@@ -116,6 +126,7 @@ pub struct SourceSettings {
     pub exclude: Vec<String>,
     pub publication: String,
     pub slot: String,
+    pub protocol: Protocol,
 }
 
 impl std::fmt::Debug for SourceSettings {

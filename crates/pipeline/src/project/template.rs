@@ -37,6 +37,8 @@ tables = [{tables}]
 # Made when absent.
 # publication = "alluvium_{source_name}"
 # slot = "alluvium_{source_name}"
+# Large transactions: 2 receives them while they run (PostgreSQL 14 and later), 1 when they have committed; "auto" is 2 where the server has it.
+# protocol = "auto"
 
 [lake]
 # Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).

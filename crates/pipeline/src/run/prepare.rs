@@ -130,9 +130,11 @@ fn assemble(
     let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let memory_bytes = project.limits.memory_bytes;
+    let share = |part: u64| usize::try_from(memory_bytes / part).unwrap_or(usize::MAX);
     let limits = StreamLimits {
-        cut_bytes: usize::try_from(memory_bytes / 8).unwrap_or(usize::MAX),
-        handed_over_bytes: usize::try_from(memory_bytes / 4).unwrap_or(usize::MAX),
+        cut_bytes: share(8),
+        handed_over_bytes: share(4),
+        streamed_bytes: share(32),
     };
     Pipeline {
         owner_context: OwnerContext {
@@ -501,10 +503,16 @@ async fn start_stream(
     start: Lsn,
 ) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(15);
-    let name = &pipeline.project.source.slot;
+    let (name, protocol) = (
+        &pipeline.project.source.slot,
+        pipeline.project.source.protocol,
+    );
     let since = std::time::Instant::now();
     loop {
-        match connection.start(name, start, &pipeline.publications).await {
+        match connection
+            .start(name, start, &pipeline.publications, protocol)
+            .await
+        {
             Err(error) if error.is(&code::PG_SLOT_ACTIVE) && since.elapsed() < PATIENCE => {
                 tracing::info!(
                     detail = error.detail().unwrap_or(""),

@@ -85,7 +85,10 @@ impl Pipeline {
                         self.stream.tell_server(connection, true).await?;
                     }
                 }
-                filled = connection.fill(), if self.stream.has_room() => { filled?; }
+                () = tokio::task::yield_now(), if self.stream.has_work() => {}
+                filled = connection.fill(), if self.stream.has_room() && !self.stream.has_work() => {
+                    filled?;
+                }
                 _ = tick.tick() => self.stream.hand_over_waiting(),
             }
         }

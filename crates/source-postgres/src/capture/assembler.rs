@@ -166,7 +166,12 @@ impl Assembler {
     /// # Errors
     /// The message cannot be decoded, or breaks the protocol's order.
     pub fn handle(&mut self, data: &[u8]) -> Result<Step> {
-        match pgoutput::decode(data)? {
+        self.message(pgoutput::decode(data)?)
+    }
+
+    /// Feeds one decoded message.
+    pub(crate) fn message(&mut self, message: Message<'_>) -> Result<Step> {
+        match message {
             Message::Begin(begin) => {
                 if self.transaction.is_some() {
                     return Err(out_of_order("a transaction began within another"));
@@ -221,10 +226,19 @@ impl Assembler {
             Message::Origin { .. } | Message::Type { .. } | Message::LogicalMessage { .. } => {
                 Ok(Step::Continue)
             }
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. } => {
+                Err(out_of_order("a piece of a transaction came unasked for"))
+            }
         }
     }
 
     fn relation(&mut self, relation: Relation) -> Result<Step> {
+        if self.is_decoding(&relation) {
+            return Ok(Step::Continue);
+        }
         self.relations.insert(relation.oid, relation.clone());
         let Some(table) = self.known.get(&relation.oid).cloned() else {
             if matches!(self.entries.get(&relation.oid), Some(Entry::Ignored)) {
@@ -243,6 +257,20 @@ impl Assembler {
             }
             Err(ShapeChange::Added(_)) => Ok(Step::Unknown(relation)),
             Err(ShapeChange::Incompatible(what)) => self.fail(&table, incompatible(&table, &what)),
+        }
+    }
+
+    /// Whether the relation is decoded in just this shape already: each transaction that is sent
+    /// while it runs describes its relations again.
+    fn is_decoding(&self, relation: &Relation) -> bool {
+        let oid = relation.oid;
+        match (self.entries.get(&oid), self.known.get(&oid)) {
+            (Some(Entry::Decoding(decoder)), Some(known)) => {
+                Arc::ptr_eq(decoder.table(), known)
+                    && known.schema.id == relation.id
+                    && self.relations.get(&oid) == Some(relation)
+            }
+            _ => false,
         }
     }
 

@@ -7,30 +7,102 @@ use super::{
     Truncate, TupleData, TupleValue,
 };
 
-/// Decodes one message.
+/// Decodes one message that comes outside a segment.
 ///
 /// # Errors
-/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 1.
+/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 2.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
     let mut reader = Reader { rest: bytes };
     let letter = reader
         .u8()
         .ok_or_else(|| malformed("an empty message", bytes))?;
     let message = match letter {
-        b'I' => reader.insert(),
-        b'U' => reader.update(),
-        b'D' => reader.delete(),
         b'B' => reader.begin(),
         b'C' => reader.commit(),
-        b'R' => reader.relation(),
-        b'T' => reader.truncate(),
-        b'Y' => reader.type_name(),
         b'O' => reader.origin(),
-        b'M' => reader.logical_message(),
-        _ => return Err(malformed("a message of an unknown type", bytes)),
+        b'S' => reader.stream_start(),
+        b'c' => reader.stream_commit(),
+        b'A' => reader.stream_abort(),
+        _ => reader.change(letter),
     };
+    whole(message, reader, bytes)
+}
+
+/// A message of a segment: between a `StreamStart` and its `StreamStop`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InSegment<'a> {
+    /// The sub-transaction it belongs to, or the transaction itself; `StreamStop` and `Origin` have
+    /// none.
+    pub xid: Option<u32>,
+    pub message: Message<'a>,
+}
+
+/// Decodes one message of a segment.
+///
+/// # Errors
+/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 2, or one that
+/// a segment cannot hold.
+pub fn decode_in_segment(bytes: &[u8]) -> Result<InSegment<'_>> {
+    let mut reader = Reader { rest: bytes };
+    let letter = reader
+        .u8()
+        .ok_or_else(|| malformed("an empty message", bytes))?;
+    let (xid, message) = match letter {
+        b'E' => (None, Some(Message::StreamStop)),
+        b'O' => (None, reader.origin()),
+        _ => match reader.u32() {
+            None => (None, None),
+            xid => (xid, reader.change(letter)),
+        },
+    };
+    let message = whole(message, reader, bytes)?;
+    Ok(InSegment { xid, message })
+}
+
+/// The sub-transaction of a change within a segment, without decoding the rest.
+#[inline]
+pub(crate) fn segment_xid(bytes: &[u8]) -> Option<u32> {
+    let (_, rest) = bytes.split_first()?;
+    rest.first_chunk::<4>().copied().map(u32::from_be_bytes)
+}
+
+/// The relations whose description a change relies on.
+pub(crate) enum RelationOids<'m> {
+    None,
+    One(u32),
+    Many(&'m [u32]),
+}
+
+impl<'m> RelationOids<'m> {
+    pub(crate) fn of(message: &'m Message<'_>) -> Self {
+        match message {
+            Message::Insert { relation_oid, .. }
+            | Message::Update { relation_oid, .. }
+            | Message::Delete { relation_oid, .. } => Self::One(*relation_oid),
+            Message::Truncate(truncate) => Self::Many(&truncate.relation_oids),
+            _ => Self::None,
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::None => &[],
+            Self::One(oid) => std::slice::from_ref(oid),
+            Self::Many(oids) => oids,
+        }
+    }
+}
+
+fn whole<'a>(
+    message: Option<Message<'a>>,
+    reader: Reader<'_>,
+    bytes: &[u8],
+) -> Result<Message<'a>> {
     match message {
-        None => Err(malformed("a message that is cut short or malformed", bytes)),
+        None => Err(malformed(
+            "a message that is malformed, cut short or unknown here",
+            bytes,
+        )),
         Some(_) if !reader.rest.is_empty() => {
             Err(malformed("a message with bytes after its end", bytes))
         }
@@ -124,6 +196,45 @@ impl<'a> Reader<'a> {
             .map(|name| if name.is_empty() { "pg_catalog" } else { name })
     }
 
+    /// What a transaction does, sent whole or in pieces.
+    #[inline]
+    fn change(&mut self, letter: u8) -> Option<Message<'a>> {
+        match letter {
+            b'I' => self.insert(),
+            b'U' => self.update(),
+            b'D' => self.delete(),
+            b'R' => self.relation(),
+            b'T' => self.truncate(),
+            b'Y' => self.type_name(),
+            b'M' => self.logical_message(),
+            _ => None,
+        }
+    }
+
+    fn stream_start(&mut self) -> Option<Message<'a>> {
+        Some(Message::StreamStart {
+            xid: self.u32()?,
+            first_segment: match self.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+        })
+    }
+
+    fn stream_commit(&mut self) -> Option<Message<'a>> {
+        let xid = self.u32()?;
+        let commit = self.commit_body()?;
+        Some(Message::StreamCommit { xid, commit })
+    }
+
+    fn stream_abort(&mut self) -> Option<Message<'a>> {
+        Some(Message::StreamAbort {
+            xid: self.u32()?,
+            subxid: self.u32()?,
+        })
+    }
+
     fn begin(&mut self) -> Option<Message<'a>> {
         Some(Message::Begin(Begin {
             final_lsn: self.lsn()?,
@@ -133,15 +244,19 @@ impl<'a> Reader<'a> {
     }
 
     fn commit(&mut self) -> Option<Message<'a>> {
+        self.commit_body().map(Message::Commit)
+    }
+
+    fn commit_body(&mut self) -> Option<Commit> {
         // Flags, not used so far.
         if self.u8()? != 0 {
             return None;
         }
-        Some(Message::Commit(Commit {
+        Some(Commit {
             commit_lsn: self.lsn()?,
             end_lsn: self.lsn()?,
             commit_time_micros: self.unix_micros()?,
-        }))
+        })
     }
 
     fn origin(&mut self) -> Option<Message<'a>> {

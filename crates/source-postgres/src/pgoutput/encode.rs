@@ -1,9 +1,11 @@
-//! From messages to bytes: what a server writes. The inverse of [`super::decode`].
+//! From messages to bytes: what a server writes. The inverse of [`super::decode`] and of
+//! [`super::decode_in_segment`].
 
 use alluvium_change::{Error, Lsn, Result};
 
 use super::{
-    EPOCH_MICROS, Message, OldTuple, Relation, ReplicaIdentity, Truncate, TupleData, TupleValue,
+    Commit, EPOCH_MICROS, InSegment, Message, OldTuple, Relation, ReplicaIdentity, Truncate,
+    TupleData, TupleValue,
 };
 
 /// The bytes of one row, to make a [`TupleData`] of: see [`TupleBuffer::tuple`].
@@ -75,6 +77,35 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) -> Result<()> {
     result
 }
 
+/// Writes a message of a segment behind what `out` holds.
+///
+/// # Errors
+/// As [`encode`]; and for an `xid` where there is none, or none where one belongs.
+pub fn encode_in_segment(message: &InSegment<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let before = out.len();
+    encode(&message.message, out)?;
+    match (&message.message, message.xid) {
+        (Message::StreamStop | Message::Origin { .. }, None) => Ok(()),
+        (
+            Message::Relation(_)
+            | Message::Type { .. }
+            | Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Truncate(_)
+            | Message::LogicalMessage { .. },
+            Some(xid),
+        ) => {
+            out.splice(before + 1..before + 1, xid.to_be_bytes());
+            Ok(())
+        }
+        _ => {
+            out.truncate(before);
+            Err(Error::bug("a message that a segment cannot hold"))
+        }
+    }
+}
+
 fn write(message: &Message<'_>, out: &mut Vec<u8>) -> Result<()> {
     match message {
         Message::Begin(begin) => {
@@ -84,10 +115,24 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) -> Result<()> {
             out.extend_from_slice(&begin.xid.to_be_bytes());
         }
         Message::Commit(commit) => {
-            out.extend_from_slice(b"C\0");
-            put_lsn(out, commit.commit_lsn);
-            put_lsn(out, commit.end_lsn);
-            put_time(out, commit.commit_time_micros)?;
+            out.push(b'C');
+            put_commit(out, commit)?;
+        }
+        Message::StreamStart { xid, first_segment } => {
+            out.push(b'S');
+            out.extend_from_slice(&xid.to_be_bytes());
+            out.push(u8::from(*first_segment));
+        }
+        Message::StreamStop => out.push(b'E'),
+        Message::StreamCommit { xid, commit } => {
+            out.push(b'c');
+            out.extend_from_slice(&xid.to_be_bytes());
+            put_commit(out, commit)?;
+        }
+        Message::StreamAbort { xid, subxid } => {
+            out.push(b'A');
+            out.extend_from_slice(&xid.to_be_bytes());
+            out.extend_from_slice(&subxid.to_be_bytes());
         }
         Message::Origin { commit_lsn, name } => {
             out.push(b'O');
@@ -146,6 +191,14 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn put_commit(out: &mut Vec<u8>, commit: &Commit) -> Result<()> {
+    // Flags, not used so far.
+    out.push(0);
+    put_lsn(out, commit.commit_lsn);
+    put_lsn(out, commit.end_lsn);
+    put_time(out, commit.commit_time_micros)
 }
 
 fn put_relation(out: &mut Vec<u8>, relation: &Relation<'_>) -> Result<()> {

@@ -1,8 +1,10 @@
-//! Messages of PostgreSQL's logical decoding plugin `pgoutput`, protocol version 1.
+//! Messages of PostgreSQL's logical decoding plugin `pgoutput`, protocol versions 1 and 2.
 //!
-//! After `replication`, which unwraps `XLogData`, before `capture`, which assembles transactions.
-//! [`decode`] borrows from the message and copies nothing but a relation's list of columns;
-//! [`encode`] is its inverse.
+//! After `replication`, which unwraps `XLogData`, before `streamed`, which keeps the transactions
+//! that are still running, and `capture`, which assembles whole ones. [`decode`] borrows from the
+//! message and copies nothing but a relation's list of columns; [`decode_in_segment`] does so
+//! between a `StreamStart` and its `StreamStop`, where messages also say which sub-transaction they
+//! are of. [`encode`] is the inverse of both.
 //!
 //! Invariant: no bytes make it panic; a message is returned only if all of it was understood.
 
@@ -13,7 +15,8 @@ mod tests;
 
 use alluvium_change::Lsn;
 
-pub use self::decode::decode;
+pub use self::decode::{InSegment, decode, decode_in_segment};
+pub(crate) use self::decode::{RelationOids, segment_xid};
 
 /// Microseconds from 1970-01-01, where Alluvium counts from, to 2000-01-01, where PostgreSQL does.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -56,6 +59,24 @@ pub enum Message<'a> {
         lsn: Lsn,
         prefix: &'a str,
         content: &'a [u8],
+    },
+    /// A piece of a transaction that has not ended comes next.
+    StreamStart {
+        xid: u32,
+        /// Nothing of the transaction was sent before.
+        first_segment: bool,
+    },
+    /// The piece ends; others, or whole transactions, may come before the next piece.
+    StreamStop,
+    /// The transaction sent in pieces is complete.
+    StreamCommit {
+        xid: u32,
+        commit: Commit,
+    },
+    /// A sub-transaction of one sent in pieces came to nothing; all of it, if they are the same.
+    StreamAbort {
+        xid: u32,
+        subxid: u32,
     },
 }
 

@@ -8,7 +8,7 @@
 use alluvium_change::code;
 use proptest::prelude::*;
 
-use super::encode::{TupleBuffer, encode};
+use super::encode::{TupleBuffer, encode, encode_in_segment};
 use super::*;
 
 fn encoded(message: &Message<'_>) -> Vec<u8> {
@@ -27,6 +27,33 @@ fn assert_round_trip(message: &Message<'_>) {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert!(decode(&longer).unwrap_err().is(&code::PG_PROTOCOL));
+}
+
+/// A change round-trips outside a segment, and with an xid within one.
+fn assert_change_round_trips(message: &Message<'_>, xid: u32) {
+    assert_round_trip(message);
+    let message = InSegment {
+        xid: Some(xid),
+        message: message.clone(),
+    };
+    assert_round_trip_in_segment(&message);
+}
+
+fn assert_round_trip_in_segment(message: &InSegment<'_>) {
+    let mut bytes = Vec::new();
+    encode_in_segment(message, &mut bytes).unwrap();
+    assert_eq!(&decode_in_segment(&bytes).unwrap(), message);
+    assert!(message.xid.is_none() || segment_xid(&bytes) == message.xid);
+    for length in 0..bytes.len() {
+        let error = decode_in_segment(&bytes[..length]).unwrap_err();
+        assert!(error.is(&code::PG_PROTOCOL), "{error}");
+    }
+    let longer = [bytes.as_slice(), &[0]].concat();
+    assert!(
+        decode_in_segment(&longer)
+            .unwrap_err()
+            .is(&code::PG_PROTOCOL)
+    );
 }
 
 /// What a PostgreSQL 15 server sent for changes of `t(id int PRIMARY KEY, v text, b text)` and of
@@ -172,9 +199,38 @@ fn messages_of_a_real_server_decode() {
 
 #[test]
 fn an_unknown_or_empty_message_is_refused() {
-    for bytes in [b"".as_slice(), b"Z", b"S\0\0\0\x01\x01", b"\xff"] {
+    for bytes in [b"".as_slice(), b"Z", b"E", b"S\0\0\0\x01\x02", b"\xff"] {
         let error = decode(bytes).unwrap_err();
         assert!(error.is(&code::PG_PROTOCOL), "{error}");
+    }
+}
+
+#[test]
+fn what_ends_or_begins_a_transaction_is_refused_within_a_segment() {
+    let commit = Commit {
+        commit_lsn: Lsn(1),
+        end_lsn: Lsn(2),
+        commit_time_micros: 0,
+    };
+    let start = Message::StreamStart {
+        xid: 1,
+        first_segment: true,
+    };
+    for message in [
+        start,
+        Message::Commit(commit),
+        Message::StreamCommit { xid: 1, commit },
+        Message::StreamAbort { xid: 1, subxid: 1 },
+    ] {
+        let error = decode_in_segment(&encoded(&message)).unwrap_err();
+        assert!(error.is(&code::PG_PROTOCOL), "{message:?}: {error}");
+        let within = InSegment {
+            xid: Some(1),
+            message,
+        };
+        let mut out = b"kept".to_vec();
+        assert!(encode_in_segment(&within, &mut out).is_err());
+        assert_eq!(out, b"kept");
     }
 }
 
@@ -289,7 +345,20 @@ proptest! {
         let begin = Begin { final_lsn: commit_lsn, commit_time_micros, xid };
         assert_round_trip(&Message::Begin(begin));
         assert_round_trip(&Message::Commit(Commit { commit_lsn, end_lsn, commit_time_micros }));
-        assert_round_trip(&Message::Origin { commit_lsn, name: &name });
+        let origin = Message::Origin { commit_lsn, name: &name };
+        assert_round_trip(&origin);
+        assert_round_trip_in_segment(&InSegment { xid: None, message: origin });
+    }
+
+    #[test]
+    fn streams_round_trip(
+        xid: u32, subxid: u32, first_segment: bool, lsn: u64, end: u64, time in unix_micros(),
+    ) {
+        assert_round_trip(&Message::StreamStart { xid, first_segment });
+        assert_round_trip(&Message::StreamAbort { xid, subxid });
+        let commit = Commit { commit_lsn: Lsn(lsn), end_lsn: Lsn(end), commit_time_micros: time };
+        assert_round_trip(&Message::StreamCommit { xid, commit });
+        assert_round_trip_in_segment(&InSegment { xid: None, message: Message::StreamStop });
     }
 
     #[test]
@@ -307,20 +376,20 @@ proptest! {
             })
             .collect();
         let (namespace, name) = (namespace.as_str(), name.as_str());
-        assert_round_trip(&Message::Type { oid, namespace, name });
-        assert_round_trip(&Message::Relation(Relation {
+        assert_change_round_trips(&Message::Type { oid, namespace, name }, oid);
+        assert_change_round_trips(&Message::Relation(Relation {
             oid, namespace, name, replica_identity, columns,
-        }));
+        }), oid);
     }
 
     #[test]
-    fn rows_round_trip(relation_oid: u32, old in tuple(), new in tuple()) {
+    fn rows_round_trip(relation_oid: u32, xid: u32, old in tuple(), new in tuple()) {
         let (old, new) = (old.tuple(), new.tuple());
-        assert_round_trip(&Message::Insert { relation_oid, new });
+        assert_change_round_trips(&Message::Insert { relation_oid, new }, xid);
         for old in [OldTuple::None, OldTuple::Key(old), OldTuple::Full(old)] {
-            assert_round_trip(&Message::Update { relation_oid, old, new });
+            assert_change_round_trips(&Message::Update { relation_oid, old, new }, xid);
             if old != OldTuple::None {
-                assert_round_trip(&Message::Delete { relation_oid, old });
+                assert_change_round_trips(&Message::Delete { relation_oid, old }, xid);
             }
         }
     }
@@ -330,8 +399,10 @@ proptest! {
         relation_oids in prop::collection::vec(any::<u32>(), 0..6),
         cascade: bool,
         restart_identity: bool,
+        xid: u32,
     ) {
-        assert_round_trip(&Message::Truncate(Truncate { relation_oids, cascade, restart_identity }));
+        let truncate = Truncate { relation_oids, cascade, restart_identity };
+        assert_change_round_trips(&Message::Truncate(truncate), xid);
     }
 
     #[test]
@@ -342,15 +413,15 @@ proptest! {
         content in prop::collection::vec(any::<u8>(), 0..40),
     ) {
         let content = content.as_slice();
-        assert_round_trip(&Message::LogicalMessage {
+        assert_change_round_trips(&Message::LogicalMessage {
             transactional, lsn: Lsn(lsn), prefix: &prefix, content,
-        });
+        }, 7);
     }
 
     /// Whatever decodes encodes to the same bytes, and nothing panics.
     #[test]
     fn random_bytes_never_panic(
-        letter in prop_oneof![prop::sample::select(b"BCORYIUDTM".to_vec()), any::<u8>()],
+        letter in prop_oneof![prop::sample::select(b"BCORYIUDTMScAE".to_vec()), any::<u8>()],
         rest in prop::collection::vec(
             prop_oneof![4 => 0..3_u8, 1 => any::<u8>(), 3 => prop::sample::select(b"NKOntub\0".to_vec())],
             0..60,
@@ -361,7 +432,12 @@ proptest! {
             if let Message::Insert { new, .. } = &message {
                 prop_assert_eq!(new.iter().count(), new.len());
             }
-            prop_assert_eq!(encoded(&message), bytes);
+            prop_assert_eq!(&encoded(&message), &bytes);
+        }
+        if let Ok(message) = decode_in_segment(&bytes) {
+            let mut again = Vec::new();
+            encode_in_segment(&message, &mut again).unwrap();
+            prop_assert_eq!(again, bytes);
         }
     }
 }

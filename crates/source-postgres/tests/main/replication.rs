@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alluvium_change::{Lsn, code};
 use alluvium_source_postgres::connect::ConnectOptions;
-use alluvium_source_postgres::replication::{Frame, ReplicationConnection, SlotKind};
+use alluvium_source_postgres::replication::{Frame, Protocol, ReplicationConnection, SlotKind};
 use alluvium_source_postgres::slot;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -66,7 +66,7 @@ async fn started(options: &ConnectOptions, slot: &str, publication: &str) -> Rep
     let created = stream.create_slot(slot, SlotKind::default()).await.unwrap();
     let publications = [publication.to_owned()];
     stream
-        .start(slot, created.consistent_point, &publications)
+        .start(slot, created.consistent_point, &publications, Protocol::V1)
         .await
         .unwrap();
     stream
@@ -95,7 +95,12 @@ async fn transactions_arrive_whole_in_the_settings_we_rely_on() {
     assert!(!created.snapshot_name.is_empty() && created.consistent_point > Lsn::ZERO);
     let publications = ["odd \"name'".to_owned()];
     stream
-        .start("rep_frames", created.consistent_point, &publications)
+        .start(
+            "rep_frames",
+            created.consistent_point,
+            &publications,
+            Protocol::V1,
+        )
         .await
         .unwrap();
 
@@ -226,7 +231,7 @@ async fn an_idle_slot_advances_with_keepalives() {
 
     let mut second = ReplicationConnection::connect(&options).await.unwrap();
     let error = second
-        .start("rep_idle", Lsn::ZERO, &["p".to_owned()])
+        .start("rep_idle", Lsn::ZERO, &["p".to_owned()], Protocol::Auto)
         .await
         .unwrap_err();
     assert!(error.is(&code::PG_SLOT_ACTIVE), "{error:?}");
@@ -248,7 +253,7 @@ async fn what_is_missing_is_told_apart() {
     let client = client(&options).await;
     let mut stream = ReplicationConnection::connect(&options).await.unwrap();
     let error = stream
-        .start("not_there", Lsn::ZERO, &["p".to_owned()])
+        .start("not_there", Lsn::ZERO, &["p".to_owned()], Protocol::Auto)
         .await
         .unwrap_err();
     assert!(error.is(&code::PG_SLOT_LOST), "{error:?}");
