@@ -1,5 +1,7 @@
 //! What a lake and its tables can be told.
 
+use std::path::PathBuf;
+
 use alluvium_change::TableId;
 
 /// How data files are compressed.
@@ -12,6 +14,32 @@ pub enum Compression {
     Zstd(u8),
 }
 
+/// Where key indexes are kept, and in how much memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexSettings {
+    /// A directory of the local disk, in which each table has its own. What is in it can be
+    /// deleted between two runs. None: indexes are in memory only and rebuilt at every open.
+    pub dir: Option<PathBuf>,
+    /// For the indexes of all tables together. An index that does not fit is on disk. Not for tables
+    /// without a key.
+    pub memory_bytes: usize,
+    /// An index of fewer rows is rebuilt at every open: that is as quick as reading it back.
+    pub saved_from_rows: u64,
+    /// Fewest changed keys for which an index is saved while its table is open.
+    pub saved_from_changes: u64,
+}
+
+impl Default for IndexSettings {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            memory_bytes: 256 << 20,
+            saved_from_rows: 100_000,
+            saved_from_changes: 1 << 20,
+        }
+    }
+}
+
 /// Settings of all tables of a lake.
 #[derive(Debug, Clone)]
 pub struct LakeSettings {
@@ -21,6 +49,7 @@ pub struct LakeSettings {
     pub delta_checkpoint_every_commits: u64,
     /// Memory one open Parquet writer may hold; beyond it a row group is flushed.
     pub staging_bytes: usize,
+    pub index: IndexSettings,
     /// Off only where losing the last commits at a power cut does not matter.
     pub fsync: bool,
 }
@@ -32,6 +61,7 @@ impl Default for LakeSettings {
             target_file_bytes: 128 << 20,
             delta_checkpoint_every_commits: 100,
             staging_bytes: 32 << 20,
+            index: IndexSettings::default(),
             fsync: true,
         }
     }
