@@ -101,7 +101,7 @@ fn a_saved_index_is_read_back_and_brought_forward() {
         let mut silver = open(&test);
         assert!(silver.index_read_back(), "an older one");
         silver.check_index().unwrap();
-        change(&mut silver, 400);
+        change(&mut silver, 330);
         // What was not committed is in no index.
         silver
             .apply(&batch(

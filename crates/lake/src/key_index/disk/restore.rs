@@ -101,6 +101,7 @@ impl<'a> Files<'a> {
 /// What a part of the runs holds.
 #[derive(Default)]
 struct Part {
+    shard: usize,
     tallies: Vec<Tally>,
     live: Vec<(Key, u64)>,
     stale: Vec<Key>,
@@ -110,6 +111,7 @@ struct Part {
 /// Reads one shard's part of the runs.
 fn read_part(runs: &[&Run], files: &Files<'_>, shard: usize, keep_live: bool) -> Result<Part> {
     let mut part = Part {
+        shard,
         tallies: vec![Tally::default(); files.covered.len()],
         ..Part::default()
     };
@@ -192,15 +194,10 @@ pub(super) fn to_memory(
     keys: u64,
 ) -> Result<ShardedIndex> {
     let builder = ShardedBuilder::new(width, keys);
-    let double = AtomicUsize::new(0);
+    // Merged runs have each key once.
     read_all(runs, covered, true, &|part| {
-        if !builder.add(&part.live) {
-            double.fetch_add(1, Ordering::Relaxed);
-        }
+        builder.add_to_shard(part.shard, &part.live);
     })?;
-    if double.into_inner() > 0 {
-        return Err(doubt("a key is in it twice"));
-    }
     Ok(builder.finish())
 }
 

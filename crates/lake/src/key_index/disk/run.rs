@@ -388,13 +388,14 @@ impl<'a> Lookup<'a> {
 }
 
 /// Blocks a scan reads at once.
-const SCAN_BLOCKS: usize = 64;
+const SCAN_BLOCKS: usize = 16;
 
 /// Reads a part of a run from front to back.
 pub(super) struct Scan<'a> {
     run: &'a Run,
-    /// Entries read and not given out, last first.
     ready: Vec<Entry>,
+    /// Of those read, given out.
+    given: usize,
     bytes: Vec<u8>,
     next_block: usize,
     from: u64,
@@ -407,6 +408,7 @@ impl<'a> Scan<'a> {
         Self {
             run,
             ready: Vec::new(),
+            given: 0,
             bytes: Vec::new(),
             next_block: run.first_block(from),
             from,
@@ -416,9 +418,12 @@ impl<'a> Scan<'a> {
 
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         loop {
-            if let Some(entry) = self.ready.pop() {
-                return Ok(Some(entry));
+            if let Some(entry) = self.ready.get(self.given) {
+                self.given += 1;
+                return Ok(Some(*entry));
             }
+            self.ready.clear();
+            self.given = 0;
             let blocks = self.run.fences.len();
             let beyond = |fence: &u64| self.until.is_some_and(|until| *fence >= until);
             if self.run.fences.get(self.next_block).is_none_or(beyond) {
@@ -437,7 +442,6 @@ impl<'a> Scan<'a> {
                         entry.order >= from && until.is_none_or(|until| entry.order < until)
                     }));
             }
-            self.ready.reverse();
             self.next_block = to;
         }
     }
