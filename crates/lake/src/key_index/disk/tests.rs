@@ -599,3 +599,34 @@ fn runs_stay_few_and_forget_what_is_gone() {
     );
     assert_eq!(index.get(5).unwrap(), None);
 }
+
+/// A snapshot is taken shard by shard while commits go on: what changed in between is found in the
+/// files.
+#[test]
+fn a_snapshot_taken_over_many_commits_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut table = Table::default();
+    let mut session = Session::open(dir.path(), usize::MAX, KeyWidth::Wide, &mut table, None);
+    let mut taken = 0;
+    let mut last = Vec::new();
+    for round in 0..20_000_u64 {
+        let mut keys = (0..8).map(|n| crate::key_index::sharded::mix(round * 8 + n));
+        let changes = keys
+            .by_ref()
+            .map(|key| (u128::from(key % 290), key % 5 > 0));
+        session.change(&changes.collect::<Vec<_>>()).unwrap();
+        session.commit();
+        let manifest = std::fs::read(dir.path().join("manifest")).unwrap_or_default();
+        taken += usize::from(manifest != last);
+        last = manifest;
+        if taken == 4 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+    assert_eq!(taken, 4, "snapshots were finished");
+    session.check();
+    drop(session);
+    let session = Session::open(dir.path(), usize::MAX, KeyWidth::Wide, &mut table, None);
+    assert!(session.restored);
+}
