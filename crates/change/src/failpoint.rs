@@ -36,6 +36,8 @@ pub static NAMES: &[&str] = &[
     "commit.log_linked",
     "checkpoint.before_write",
     "checkpoint.after_write",
+    "index.before_manifest",
+    "index.after_manifest",
     "acknowledge.before_send",
     "acknowledge.after_send",
 ];

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use alluvium_change::{Error, Result, code};
 
+use crate::key_index::IndexBudget;
 use crate::{LakeSettings, fs as durable};
 
 /// A handle on the lake's directory. Cloning is cheap.
@@ -19,6 +20,7 @@ pub struct Lake {
 struct Inner {
     root: PathBuf,
     settings: LakeSettings,
+    index_budget: Arc<IndexBudget>,
 }
 
 impl Lake {
@@ -48,7 +50,11 @@ impl Lake {
         })?;
         fs::remove_file(&probe).map_err(|e| durable::io_error("remove", &probe, e))?;
         Ok(Self {
-            inner: Arc::new(Inner { root, settings }),
+            inner: Arc::new(Inner {
+                root,
+                index_budget: IndexBudget::new(settings.index.memory_bytes),
+                settings,
+            }),
         })
     }
 
@@ -60,6 +66,10 @@ impl Lake {
     #[must_use]
     pub fn settings(&self) -> &LakeSettings {
         &self.inner.settings
+    }
+
+    pub(crate) fn index_budget(&self) -> &Arc<IndexBudget> {
+        &self.inner.index_budget
     }
 
     /// The directory of a silver table.

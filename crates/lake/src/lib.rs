@@ -24,6 +24,8 @@ mod write;
 pub use bronze::{Bronze, ChangeReader};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
-pub use settings::{Compression, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings};
+pub use settings::{
+    Compression, IndexSettings, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings,
+};
 pub use silver::{Applied, CopyState, Silver};
 pub use write::EncodedRows;

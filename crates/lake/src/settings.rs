@@ -1,5 +1,7 @@
 //! What a lake and its tables can be told.
 
+use std::path::PathBuf;
+
 use alluvium_change::TableId;
 
 /// How data files are compressed.
@@ -10,6 +12,32 @@ pub enum Compression {
     Lz4,
     /// With its level, 1 to 22.
     Zstd(u8),
+}
+
+/// Where key indexes are kept, and in how much memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexSettings {
+    /// A directory of the local disk, in which each table has its own. What is in it can be
+    /// deleted between two runs. None: indexes are in memory only and rebuilt at every open.
+    pub dir: Option<PathBuf>,
+    /// For the indexes of all tables together. An index that does not fit is on disk. Not for tables
+    /// without a key.
+    pub memory_bytes: usize,
+    /// An index of fewer rows is rebuilt at every open: that is as quick as reading it back.
+    pub saved_from_rows: u64,
+    /// Fewest changed keys for which an index is saved while its table is open.
+    pub saved_from_changes: u64,
+}
+
+impl Default for IndexSettings {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            memory_bytes: 256 << 20,
+            saved_from_rows: 100_000,
+            saved_from_changes: 1 << 20,
+        }
+    }
 }
 
 /// Settings of all tables of a lake.
@@ -24,6 +52,7 @@ pub struct LakeSettings {
     /// A batch of so many rows is encoded once for bronze and silver, as a row group of its own; fewer
     /// rows share a row group with others.
     pub share_from_rows: usize,
+    pub index: IndexSettings,
     /// Off only where losing the last commits at a power cut does not matter.
     pub fsync: bool,
 }
@@ -36,6 +65,7 @@ impl Default for LakeSettings {
             delta_checkpoint_every_commits: 100,
             staging_bytes: 32 << 20,
             share_from_rows: 1024,
+            index: IndexSettings::default(),
             fsync: true,
         }
     }

@@ -65,7 +65,11 @@ pub struct TableStatus {
     pub estimated_rows: u64,
     pub changes: u64,
     pub conflicts: u64,
+    /// Memory of the key index.
     pub index_bytes: u64,
+    /// Its disk space, when it is too large for its part of the memory.
+    #[serde(default)]
+    pub index_disk_bytes: u64,
     /// When the newest change now in silver was committed at the source, microseconds since 1970.
     pub newest_commit_micros: Option<i64>,
     /// From that commit to the Delta commit, in milliseconds.

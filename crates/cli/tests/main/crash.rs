@@ -20,10 +20,33 @@ fn a_crash_at_each_step_loses_nothing() {
     let pg = PgCluster::start(None, SMALL_PIECES).unwrap();
     let more = format!("{MORE}[limits]\nmemory = \"128MiB\"\n");
     let setup = Setup::on(pg, "", "\"public.*\"", &more);
-    for name in failpoint::NAMES {
+    // Small indexes are neither saved nor on disk.
+    let names = failpoint::NAMES.iter();
+    for name in names.filter(|name| !name.starts_with("index.")) {
         // The second hit comes when something has been written already.
         for hits in [1, 2] {
             crash_at(&setup, name, hits);
+        }
+    }
+}
+
+/// The same with every key index on disk.
+#[test]
+fn a_crash_loses_nothing_with_indexes_on_disk() {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let more = format!("[limits]\nindex_memory = \"1KiB\"\n{MORE}");
+    let setup = Setup::on(pg, "", "\"public.*\"", &more);
+    for name in [
+        "index.before_manifest",
+        "index.after_manifest",
+        "merge.after_stage",
+        "commit.log_linked",
+        "copy.after_commit",
+    ] {
+        for hits in [1, 2] {
+            crash_at(&setup, name, hits);
+            let saved = setup.dir.path().join(".alluvium/index/a/manifest");
+            assert!(saved.exists(), "the index of \"a\" is on disk");
         }
     }
 }

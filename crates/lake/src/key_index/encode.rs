@@ -119,6 +119,34 @@ impl<'a> KeyEncoder<'a> {
         self.columns.iter().any(|column| column.is_null(row))
     }
 
+    /// The keys of the first `rows` rows, which have no NULL.
+    pub(crate) fn keys(&mut self, rows: usize, keys: &mut Vec<Key>) {
+        keys.clear();
+        let exact = self.width != KeyWidth::Hashed
+            && self
+                .columns
+                .iter()
+                .all(|column| matches!(column.column, Column::Fixed { .. }));
+        if !exact {
+            keys.extend((0..rows).map(|row| self.key(row)));
+            return;
+        }
+        // Column by column: nothing is decided row by row.
+        keys.resize(rows, 0);
+        let mut shift = 0;
+        for column in &self.columns {
+            if let Column::Fixed {
+                values,
+                width,
+                kept,
+            } = column.column
+            {
+                add_column(keys, values, (width, kept), shift);
+                shift += 8 * kept;
+            }
+        }
+    }
+
     pub(crate) fn key(&mut self, row: usize) -> Key {
         self.bytes.clear();
         if self.width == KeyWidth::Hashed {
@@ -240,6 +268,27 @@ impl<'a> Encoded<'a> {
     }
 }
 
+/// Adds the first `kept` bytes of each of `values`, `width` bytes wide, to the keys.
+fn add_column(keys: &mut [Key], values: &[u8], (width, kept): (usize, usize), shift: usize) {
+    fn each<const WIDTH: usize, const KEPT: usize>(keys: &mut [Key], values: &[u8], shift: usize) {
+        for (key, value) in keys.iter_mut().zip(values.as_chunks::<WIDTH>().0) {
+            let mut bytes = [0; 16];
+            if let (Some(to), Some(from)) = (bytes.get_mut(..KEPT), value.get(..KEPT)) {
+                to.copy_from_slice(from);
+            }
+            *key |= Key::from_le_bytes(bytes) << shift;
+        }
+    }
+    match (width, kept) {
+        (1, _) => each::<1, 1>(keys, values, shift),
+        (2, _) => each::<2, 2>(keys, values, shift),
+        (4, _) => each::<4, 4>(keys, values, shift),
+        (8, _) => each::<8, 8>(keys, values, shift),
+        (16, 8) => each::<16, 8>(keys, values, shift),
+        _ => each::<16, 16>(keys, values, shift),
+    }
+}
+
 fn append_sized(value: &[u8], bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
     bytes.extend_from_slice(value);
@@ -267,7 +316,11 @@ mod tests {
 
     fn keys(columns: &[ArrayRef]) -> Vec<Key> {
         let mut encoder = KeyEncoder::of_key(columns).unwrap();
-        (0..columns[0].len()).map(|row| encoder.key(row)).collect()
+        let one_by_one: Vec<Key> = (0..columns[0].len()).map(|row| encoder.key(row)).collect();
+        let mut all = Vec::new();
+        encoder.keys(columns[0].len(), &mut all);
+        assert_eq!(all, one_by_one);
+        all
     }
 
     #[test]

@@ -1,16 +1,26 @@
-//! Where each row of silver is: from its key to file and place, in memory.
+//! Where each row of silver is: from its key to file and place.
 //!
 //! Stands beside `merge`, which asks it, and `silver`, which keeps it. It holds nothing that cannot
-//! be rebuilt from the key columns of the live files, and is rebuilt so at every open.
+//! be rebuilt from the key columns of the live files. It is in memory while it fits ([`budget`]),
+//! else on disk ([`disk`]); saved in a directory of its own, it is read back at the next open, and
+//! rebuilt where what was saved is absent or in any doubt.
 //!
 //! A key of at most 8 bytes is held exactly in 8, one of at most 16 exactly in 16; a longer one, or
 //! one with text in it, as a 128-bit hash (at 10⁹ keys, two collide with a chance of 10⁻²¹).
 
+mod budget;
+mod disk;
 mod encode;
+mod keyed;
 mod row_index;
 mod sharded;
 
+pub(crate) use budget::IndexBudget;
+pub(crate) use disk::{
+    Covered, Home, Manifest, ManifestSegment, Stand, doubt, forget, read_manifest,
+};
 pub(crate) use encode::{KeyEncoder, KeyWidth};
+pub(crate) use keyed::{Committed, KeyedIndex, Place, Rebuild};
 pub(crate) use row_index::RowIndex;
 pub(crate) use sharded::ShardedIndex;
 
@@ -28,11 +38,11 @@ pub(crate) struct Location {
 }
 
 impl Location {
-    fn pack(self) -> u64 {
+    pub(crate) fn pack(self) -> u64 {
         (u64::from(self.segment) << 32) | u64::from(self.row)
     }
 
-    fn unpack(packed: u64) -> Self {
+    pub(crate) fn unpack(packed: u64) -> Self {
         // Both halves fit by construction.
         let [segment, row] = [packed >> 32, packed & 0xFFFF_FFFF]
             .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
@@ -40,14 +50,19 @@ impl Location {
     }
 }
 
-/// An index from unique keys to places.
-pub(crate) trait KeyIndex {
-    fn get(&self, key: Key) -> Option<Location>;
-    /// Returns the place the key had before.
-    fn insert(&mut self, key: Key, location: Location) -> Option<Location>;
-    fn remove(&mut self, key: Key) -> Option<Location>;
-    /// Keeps the keys whose place passes.
-    fn retain(&mut self, keep: &mut dyn FnMut(Location) -> bool);
-    fn len(&self) -> usize;
-    fn memory_bytes(&self) -> usize;
+/// Entries that are worth a thread.
+const ENTRIES_PER_THREAD: u64 = 100_000;
+
+/// Runs `work` on as many threads as there are cores, if there is enough of it. Each takes pieces
+/// until none is left.
+pub(crate) fn in_parallel(entries: u64, work: &(dyn Fn() + Sync)) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let worth = usize::try_from(entries / ENTRIES_PER_THREAD).unwrap_or(usize::MAX);
+    let threads = cores.min(worth).max(1);
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
 }

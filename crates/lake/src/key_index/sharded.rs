@@ -1,23 +1,21 @@
 //! A hash table in 64 shards: growing one shard stops the world for a 64th of the time.
 
+use std::sync::{Mutex, PoisonError};
+
 use hashbrown::HashTable;
 
-use super::{Key, KeyIndex, Location};
-use crate::key_index::KeyWidth;
+use super::{Key, KeyWidth, Location};
 
-const SHARDS: usize = 64;
+pub(crate) const SHARDS: usize = 64;
 
-/// A unique key to place index. 28 bytes a key on average (17 to 39, as tables grow by doubling)
-/// for keys of 8 bytes, 41 (25 to 57) for others.
-#[derive(Debug)]
-pub(crate) enum ShardedIndex {
-    Narrow(Shards<u64>),
-    Wide(Shards<[u64; 2]>),
-}
+/// Bits of a hash below and with those that choose the shard.
+const SHARD_BITS_FROM: u32 = 40;
+const SHARD_BITS_TO: u32 = 46;
 
-/// What a shard stores of a key.
-pub(crate) trait StoredKey: Copy + Eq {
+/// What a table stores of a key.
+trait StoredKey: Copy + Eq {
     fn of(key: Key) -> Self;
+    fn key(self) -> Key;
     fn hash(self) -> u64;
 }
 
@@ -25,6 +23,10 @@ impl StoredKey for u64 {
     fn of(key: Key) -> Self {
         // A narrow key has nothing in its upper half.
         Self::try_from(key & u128::from(Self::MAX)).unwrap_or_default()
+    }
+
+    fn key(self) -> Key {
+        Key::from(self)
     }
 
     fn hash(self) -> u64 {
@@ -37,6 +39,11 @@ impl StoredKey for [u64; 2] {
         [u64::of(key >> 64), u64::of(key)]
     }
 
+    fn key(self) -> Key {
+        let [high, low] = self;
+        (Key::from(high) << 64) | Key::from(low)
+    }
+
     fn hash(self) -> u64 {
         let [high, low] = self;
         mix(low ^ mix(high))
@@ -44,135 +51,310 @@ impl StoredKey for [u64; 2] {
 }
 
 /// The finalizer of splitmix64: every bit of the input moves every bit of the output.
-fn mix(value: u64) -> u64 {
+pub(super) fn mix(value: u64) -> u64 {
     let mut mixed = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
 }
 
-#[derive(Debug)]
-pub(crate) struct Shards<K> {
-    shards: Vec<HashTable<(K, u64)>>,
-    len: usize,
-}
-
-impl<K: StoredKey> Shards<K> {
-    fn new() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
-            len: 0,
+impl KeyWidth {
+    fn hash(self, key: Key) -> u64 {
+        match self {
+            Self::Narrow => u64::of(key).hash(),
+            Self::Wide | Self::Hashed => <[u64; 2]>::of(key).hash(),
         }
     }
 
-    /// The table uses the hash's lowest and highest bits, the choice of shard those between.
-    fn shard_of(hash: u64) -> usize {
-        usize::try_from((hash >> 40) % SHARDS as u64).unwrap_or_default()
+    /// Where the key stands in a sorted run: keys of one shard stand together, shard by shard.
+    pub(super) fn order(self, key: Key) -> u64 {
+        self.hash(key).rotate_right(SHARD_BITS_TO)
     }
 
-    fn get(&self, key: Key) -> Option<Location> {
+    /// Bytes of a key as stored.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Narrow => 8,
+            Self::Wide | Self::Hashed => 16,
+        }
+    }
+}
+
+/// The first place in a sorted run that a key of the shard can have.
+pub(super) fn first_order_of(shard: usize) -> u64 {
+    (shard as u64) << (64 - (SHARD_BITS_TO - SHARD_BITS_FROM))
+}
+
+/// The table uses the hash's lowest and highest bits, the choice of shard those between.
+fn shard_of(hash: u64) -> usize {
+    usize::try_from((hash >> SHARD_BITS_FROM) % SHARDS as u64).unwrap_or_default()
+}
+
+#[derive(Debug)]
+struct Table<K>(HashTable<(K, u64)>);
+
+impl<K: StoredKey> Table<K> {
+    fn get(&self, hash: u64, key: Key) -> Option<u64> {
         let key = K::of(key);
-        let hash = key.hash();
-        let shard = self.shards.get(Self::shard_of(hash))?;
-        shard
-            .find(hash, |(stored, _)| *stored == key)
-            .map(|(_, at)| Location::unpack(*at))
+        let found = self.0.find(hash, |(stored, _)| *stored == key);
+        found.map(|(_, place)| *place)
     }
 
-    fn insert(&mut self, key: Key, location: Location) -> Option<Location> {
+    fn insert(&mut self, hash: u64, key: Key, place: u64) -> Option<u64> {
         let key = K::of(key);
-        let hash = key.hash();
-        let shard = self.shards.get_mut(Self::shard_of(hash))?;
-        let entry = shard.entry(
+        let entry = self.0.entry(
             hash,
             |(stored, _)| *stored == key,
             |(stored, _)| stored.hash(),
         );
         match entry {
             hashbrown::hash_table::Entry::Occupied(mut occupied) => {
-                let before = std::mem::replace(&mut occupied.get_mut().1, location.pack());
-                Some(Location::unpack(before))
+                Some(std::mem::replace(&mut occupied.get_mut().1, place))
             }
             hashbrown::hash_table::Entry::Vacant(vacant) => {
-                vacant.insert((key, location.pack()));
-                self.len += 1;
+                vacant.insert((key, place));
                 None
             }
         }
     }
 
-    fn remove(&mut self, key: Key) -> Option<Location> {
+    fn insert_new(&mut self, hash: u64, key: Key, place: u64) {
+        let entry = (K::of(key), place);
+        self.0
+            .insert_unique(hash, entry, |(stored, _)| stored.hash());
+    }
+
+    fn remove(&mut self, hash: u64, key: Key) -> Option<u64> {
         let key = K::of(key);
-        let hash = key.hash();
-        let shard = self.shards.get_mut(Self::shard_of(hash))?;
-        let entry = shard.find_entry(hash, |(stored, _)| *stored == key).ok()?;
-        let ((_, at), _) = entry.remove();
-        self.len -= 1;
-        Some(Location::unpack(at))
+        let entry = self.0.find_entry(hash, |(stored, _)| *stored == key).ok()?;
+        let ((_, place), _) = entry.remove();
+        Some(place)
     }
 
     fn retain(&mut self, keep: &mut dyn FnMut(Location) -> bool) {
-        for shard in &mut self.shards {
-            shard.retain(|(_, at)| keep(Location::unpack(*at)));
-            shard.shrink_to_fit(|(stored, _)| stored.hash());
-        }
-        self.len = self.shards.iter().map(HashTable::len).sum();
+        self.0.retain(|(_, place)| keep(Location::unpack(*place)));
+        self.0.shrink_to_fit(|(stored, _)| stored.hash());
     }
 
-    fn memory_bytes(&self) -> usize {
-        self.shards.iter().map(HashTable::allocation_size).sum()
+    fn entries(&self) -> Vec<(Key, u64)> {
+        let stored = self.0.iter();
+        stored.map(|(key, place)| (key.key(), *place)).collect()
     }
 }
 
-impl ShardedIndex {
-    pub(crate) fn new(width: KeyWidth) -> Self {
+#[derive(Debug)]
+enum Shard {
+    Narrow(Table<u64>),
+    Wide(Table<[u64; 2]>),
+}
+
+impl Shard {
+    fn new(width: KeyWidth, keys: usize) -> Self {
         match width {
-            KeyWidth::Narrow => Self::Narrow(Shards::new()),
-            KeyWidth::Wide | KeyWidth::Hashed => Self::Wide(Shards::new()),
-        }
-    }
-}
-
-impl KeyIndex for ShardedIndex {
-    fn get(&self, key: Key) -> Option<Location> {
-        match self {
-            Self::Narrow(shards) => shards.get(key),
-            Self::Wide(shards) => shards.get(key),
+            KeyWidth::Narrow => Self::Narrow(Table(HashTable::with_capacity(keys))),
+            KeyWidth::Wide | KeyWidth::Hashed => Self::Wide(Table(HashTable::with_capacity(keys))),
         }
     }
 
-    fn insert(&mut self, key: Key, location: Location) -> Option<Location> {
+    fn get(&self, hash: u64, key: Key) -> Option<u64> {
         match self {
-            Self::Narrow(shards) => shards.insert(key, location),
-            Self::Wide(shards) => shards.insert(key, location),
+            Self::Narrow(table) => table.get(hash, key),
+            Self::Wide(table) => table.get(hash, key),
         }
     }
 
-    fn remove(&mut self, key: Key) -> Option<Location> {
+    fn insert(&mut self, hash: u64, key: Key, place: u64) -> Option<u64> {
         match self {
-            Self::Narrow(shards) => shards.remove(key),
-            Self::Wide(shards) => shards.remove(key),
+            Self::Narrow(table) => table.insert(hash, key, place),
+            Self::Wide(table) => table.insert(hash, key, place),
+        }
+    }
+
+    fn insert_new(&mut self, hash: u64, key: Key, place: u64) {
+        match self {
+            Self::Narrow(table) => table.insert_new(hash, key, place),
+            Self::Wide(table) => table.insert_new(hash, key, place),
+        }
+    }
+
+    fn remove(&mut self, hash: u64, key: Key) -> Option<u64> {
+        match self {
+            Self::Narrow(table) => table.remove(hash, key),
+            Self::Wide(table) => table.remove(hash, key),
         }
     }
 
     fn retain(&mut self, keep: &mut dyn FnMut(Location) -> bool) {
         match self {
-            Self::Narrow(shards) => shards.retain(keep),
-            Self::Wide(shards) => shards.retain(keep),
+            Self::Narrow(table) => table.retain(keep),
+            Self::Wide(table) => table.retain(keep),
+        }
+    }
+
+    fn entries(&self) -> Vec<(Key, u64)> {
+        match self {
+            Self::Narrow(table) => table.entries(),
+            Self::Wide(table) => table.entries(),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Narrow(shards) => shards.len,
-            Self::Wide(shards) => shards.len,
+            Self::Narrow(table) => table.0.len(),
+            Self::Wide(table) => table.0.len(),
         }
     }
 
     fn memory_bytes(&self) -> usize {
         match self {
-            Self::Narrow(shards) => shards.memory_bytes(),
-            Self::Wide(shards) => shards.memory_bytes(),
+            Self::Narrow(table) => table.0.allocation_size(),
+            Self::Wide(table) => table.0.allocation_size(),
+        }
+    }
+}
+
+/// A unique key to place index. 28 bytes a key on average (17 to 39, as tables grow by doubling)
+/// for keys of 8 bytes, 41 (25 to 57) for others.
+#[derive(Debug)]
+pub(crate) struct ShardedIndex {
+    width: KeyWidth,
+    shards: Vec<Shard>,
+    len: usize,
+}
+
+impl ShardedIndex {
+    pub(crate) fn new(width: KeyWidth) -> Self {
+        Self {
+            width,
+            shards: (0..SHARDS).map(|_| Shard::new(width, 0)).collect(),
+            len: 0,
+        }
+    }
+
+    pub(crate) fn width(&self) -> KeyWidth {
+        self.width
+    }
+
+    /// What the index of so many keys takes, built at once.
+    pub(crate) fn predicted_bytes(width: KeyWidth, keys: u64) -> usize {
+        let keys = usize::try_from(keys).unwrap_or(usize::MAX);
+        let buckets = (room(keys) / 7).saturating_mul(8).next_power_of_two();
+        let entry = width.bytes() + size_of::<u64>() + 1;
+        buckets.saturating_mul(SHARDS).saturating_mul(entry)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<Location> {
+        let hash = self.width.hash(key);
+        let shard = self.shards.get(shard_of(hash))?;
+        shard.get(hash, key).map(Location::unpack)
+    }
+
+    /// Returns the place the key had before.
+    pub(crate) fn insert(&mut self, key: Key, location: Location) -> Option<Location> {
+        let hash = self.width.hash(key);
+        let shard = self.shards.get_mut(shard_of(hash))?;
+        let before = shard.insert(hash, key, location.pack());
+        self.len += usize::from(before.is_none());
+        before.map(Location::unpack)
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Location> {
+        let hash = self.width.hash(key);
+        let before = self.shards.get_mut(shard_of(hash))?.remove(hash, key);
+        self.len -= usize::from(before.is_some());
+        before.map(Location::unpack)
+    }
+
+    /// Keeps the keys whose place passes.
+    pub(crate) fn retain(&mut self, keep: &mut dyn FnMut(Location) -> bool) {
+        for shard in &mut self.shards {
+            shard.retain(keep);
+        }
+        self.len = self.shards.iter().map(Shard::len).sum();
+    }
+
+    /// A copy of the entries of one shard, of [`SHARDS`]; unordered.
+    pub(crate) fn entries(&self, shard: usize) -> Vec<(Key, u64)> {
+        self.shards
+            .get(shard)
+            .map(Shard::entries)
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.shards.iter().map(Shard::memory_bytes).sum()
+    }
+}
+
+/// Room a shard gets when so many keys come at once: keys spread unevenly, a little.
+fn room(keys: usize) -> usize {
+    let even = keys / SHARDS;
+    even.saturating_add(even / 32).saturating_add(8)
+}
+
+/// An index filled by several threads at once.
+pub(crate) struct ShardedBuilder {
+    width: KeyWidth,
+    shards: Vec<Mutex<Shard>>,
+}
+
+impl ShardedBuilder {
+    /// With room for `keys`.
+    pub(crate) fn new(width: KeyWidth, keys: u64) -> Self {
+        let room = room(usize::try_from(keys).unwrap_or_default());
+        let shards = (0..SHARDS).map(|_| Mutex::new(Shard::new(width, room)));
+        Self {
+            width,
+            shards: shards.collect(),
+        }
+    }
+
+    /// Adds entries; false when one of the keys was there.
+    pub(crate) fn add(&self, entries: &[(Key, u64)]) -> bool {
+        let mut by_shard: Vec<Vec<(u64, Key, u64)>> = vec![Vec::new(); SHARDS];
+        for (key, place) in entries {
+            let hash = self.width.hash(*key);
+            if let Some(bucket) = by_shard.get_mut(shard_of(hash)) {
+                bucket.push((hash, *key, *place));
+            }
+        }
+        let mut new = true;
+        for (bucket, shard) in by_shard.iter().zip(&self.shards) {
+            if bucket.is_empty() {
+                continue;
+            }
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (hash, key, place) in bucket {
+                new &= shard.insert(*hash, *key, *place).is_none();
+            }
+        }
+        new
+    }
+
+    /// Adds entries that all belong to one shard, with keys that are new and all different.
+    pub(crate) fn add_to_shard(&self, shard: usize, entries: &[(Key, u64)]) {
+        if let Some(shard) = self.shards.get(shard) {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (key, place) in entries {
+                shard.insert_new(self.width.hash(*key), *key, *place);
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) -> ShardedIndex {
+        let shards: Vec<Shard> = self
+            .shards
+            .into_iter()
+            .map(|shard| shard.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        ShardedIndex {
+            width: self.width,
+            len: shards.iter().map(Shard::len).sum(),
+            shards,
         }
     }
 }
@@ -232,8 +414,21 @@ mod tests {
             }
             assert_eq!(index.len(), model.len());
         }
+        let built = ShardedBuilder::new(index.width, 3);
+        for shard in 0..SHARDS {
+            let entries = index.entries(shard);
+            for (key, _) in &entries {
+                let order = index.width.order(*key);
+                assert!(order >= first_order_of(shard));
+                assert!(shard + 1 == SHARDS || order < first_order_of(shard + 1));
+            }
+            built.add_to_shard(shard, &entries);
+        }
+        let built = built.finish();
+        assert_eq!(built.len(), model.len());
         for (key, at) in model {
             assert_eq!(index.get(key), Some(at));
+            assert_eq!(built.get(key), Some(at));
         }
     }
 
@@ -264,5 +459,23 @@ mod tests {
             per_key(&narrow)
         );
         assert!((25..=58).contains(&per_key(&wide)), "{}", per_key(&wide));
+    }
+
+    #[test]
+    fn what_it_will_take_is_known_before() {
+        for keys in [1_000_u64, 50_000, 300_000] {
+            for width in [KeyWidth::Narrow, KeyWidth::Wide] {
+                let builder = ShardedBuilder::new(width, keys);
+                let entries: Vec<_> = (0..keys).map(|key| (u128::from(key), key)).collect();
+                assert!(builder.add(&entries));
+                assert!(!builder.add(&entries[..1]));
+                let took = builder.finish().memory_bytes();
+                let predicted = ShardedIndex::predicted_bytes(width, keys);
+                assert!(
+                    (predicted / 2..=predicted + predicted / 8).contains(&took),
+                    "{keys} {took} {predicted}"
+                );
+            }
+        }
     }
 }

@@ -153,6 +153,15 @@ impl DeltaTable {
         &self.dir
     }
 
+    /// Delta's id of the table, which it keeps as long as it is the same table.
+    pub(crate) fn id(&self) -> String {
+        self.snapshot
+            .table_configuration()
+            .metadata()
+            .id()
+            .to_owned()
+    }
+
     pub(crate) fn version(&self) -> u64 {
         self.snapshot.version()
     }

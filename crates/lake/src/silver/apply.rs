@@ -8,11 +8,12 @@ use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::interleave;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
+use super::Silver;
+use super::index::{Index, Lookups};
 use super::segments::Segments;
 use super::stage::{Rows, Stage};
-use super::{Index, Silver};
 use crate::OnConflict;
-use crate::key_index::{Key, KeyEncoder, KeyIndex, Location, ShardedIndex};
+use crate::key_index::{Key, KeyEncoder, Location};
 use crate::merge::{
     Action, Before, Event, Misfit, Plan, PlannedRow, Reason, Refusal, plan_keyed, plan_rows,
 };
@@ -119,7 +120,8 @@ impl Silver {
         let is_live =
             |at: Location| segments.get(at.segment).is_some() || stage.is_open(at.segment);
         match &mut self.index {
-            Index::Keyed(index) => index.retain(&mut |at| is_live(at)),
+            Index::Keyed(index) if !window => index.clear(),
+            Index::Keyed(index) => index.retain(&is_live)?,
             Index::Rows(index) if !window => index.clear(),
             Index::Rows(_) => {
                 return Err(Error::bug(
@@ -150,16 +152,18 @@ impl Silver {
         });
         let batch = self.completed(batch)?;
         let batch = batch.as_ref();
+        let events = self.keyed_events(batch, from, to)?;
         let plan = match &self.index {
             Index::Keyed(index) => {
-                let events = self.keyed_events(batch, from, to)?;
                 let state = State {
-                    index,
+                    lookups: Lookups::new(index),
                     segments: &self.segments,
                     stage: &self.stage,
                 };
                 let until = self.positions.reconcile_until();
-                plan_keyed(batch, &events, &state, until, self.misfit())
+                let plan = plan_keyed(batch, &events, &state, until, self.misfit());
+                state.lookups.check()?;
+                plan
             }
             Index::Rows(index) => {
                 let events = row_events(batch, from, to)?;
@@ -233,10 +237,10 @@ impl Silver {
             };
             match (&mut self.index, location) {
                 (Index::Keyed(index), Some(location)) => {
-                    index.insert(*key, location);
+                    index.insert(*key, location)?;
                 }
                 (Index::Keyed(index), None) => {
-                    index.remove(*key);
+                    index.remove(*key)?;
                 }
                 (Index::Rows(index), Some(location)) => index.insert(*key, location),
                 (Index::Rows(index), None) => {
@@ -245,7 +249,15 @@ impl Silver {
                 (Index::None, _) => {}
             }
         }
-        Ok(())
+        self.settle_index()
+    }
+
+    /// After changes of the index.
+    pub(super) fn settle_index(&mut self) -> Result<()> {
+        match &mut self.index {
+            Index::Keyed(index) => index.settle(),
+            Index::Rows(_) | Index::None => Ok(()),
+        }
     }
 
     /// Marks a row deleted, wherever it is.
@@ -271,9 +283,11 @@ impl Silver {
         Ok(Cow::Owned(complete))
     }
 
-    fn keyed_events(&self, batch: &ChangeBatch, from: usize, to: usize) -> Result<Vec<Event>> {
+    /// The changes with their keys, of which the index knows then where they are. None of a table
+    /// without a key.
+    fn keyed_events(&mut self, batch: &ChangeBatch, from: usize, to: usize) -> Result<Vec<Event>> {
         let Identity::Key(key) = &self.schema.identity else {
-            return Err(Error::bug("keys of a table without a key"));
+            return Ok(Vec::new());
         };
         // A key column that was not sent is as in the old image.
         let is_key = |column: u32| key.contains(&(column as usize));
@@ -307,6 +321,12 @@ impl Silver {
                 old_key = Some(encoder.key(old_row as usize));
             }
             events.push(event(batch, row, action, encoder.key(row), old_key));
+        }
+        if let Index::Keyed(index) = &mut self.index
+            && index.is_on_disk()
+        {
+            let keys = events.iter().flat_map(|e| [Some(e.key), e.old_key]);
+            index.prepare(&keys.flatten().collect::<Vec<_>>())?;
         }
         Ok(events)
     }
@@ -439,14 +459,14 @@ fn count(ops: &[Op]) -> Applied {
 
 /// The state before a batch, as planning sees it.
 pub(super) struct State<'a> {
-    pub(super) index: &'a ShardedIndex,
+    pub(super) lookups: Lookups<'a>,
     pub(super) segments: &'a Segments,
     pub(super) stage: &'a Stage,
 }
 
 impl Before for State<'_> {
     fn find(&self, key: Key) -> Option<Location> {
-        self.index.get(key)
+        self.lookups.find(key)
     }
 
     fn snapshot_of(&self, location: Location) -> Option<Lsn> {

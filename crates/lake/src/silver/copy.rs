@@ -13,11 +13,11 @@ use arrow::datatypes::{DataType, TimeUnit};
 use hashbrown::HashMap;
 
 use super::apply::State;
-use super::open::new_index;
+use super::index::{Index, Lookups};
 use super::stage::Rows;
 use super::txn::source_mark;
-use super::{CopyState, Index, Silver};
-use crate::key_index::{KeyEncoder, KeyIndex, Location};
+use super::{CopyState, Silver};
+use crate::key_index::{KeyEncoder, Location};
 use crate::merge::Before;
 use crate::write::EncodedRows;
 use crate::{MetadataColumn, OnConflict};
@@ -33,7 +33,7 @@ impl Silver {
         self.guarded(|silver| {
             silver.stage.discard(|_| false);
             silver.segments.retain(&silver.dir, |_| false);
-            silver.index = new_index(&silver.schema);
+            silver.index = silver.places.new_index(&silver.schema);
             let txns = silver
                 .positions
                 .begin(snapshot, source_mark(&silver.schema));
@@ -106,27 +106,27 @@ impl Silver {
             .map(Arc::clone)
             .collect();
         let mut encoder = KeyEncoder::of_key(&key_columns)?;
-        let mut keys = Vec::with_capacity(rows.num_rows());
+        if (0..rows.num_rows()).any(|row| encoder.has_null(row)) {
+            return Err(self.unfit("has a NULL in its key"));
+        }
+        let mut keys = Vec::new();
+        encoder.keys(rows.num_rows(), &mut keys);
         let mut newest = Vec::with_capacity(rows.num_rows());
         let mut replaced = Vec::new();
-        let Index::Keyed(index) = &self.index else {
+        let Index::Keyed(index) = &mut self.index else {
             return Err(Error::bug("a key index that is none"));
         };
+        index.prepare(&keys)?;
         let state = State {
-            index,
+            lookups: Lookups::new(index),
             segments: &self.segments,
             stage: &self.stage,
         };
         let mut doubled = 0;
-        for row in 0..rows.num_rows() {
-            if encoder.has_null(row) {
-                return Err(self.unfit("has a NULL in its key"));
-            }
-            let key = encoder.key(row);
-            let held = state.find(key);
+        for key in &keys {
+            let held = state.find(*key);
             let held_snapshot = held.and_then(|at| state.snapshot_of(at));
             newest.push(held_snapshot.is_none_or(|held| held <= snapshot));
-            keys.push(key);
             if let Some(held) = held
                 && held_snapshot <= Some(snapshot)
             {
@@ -134,6 +134,7 @@ impl Silver {
                 replaced.push(held);
             }
         }
+        state.lookups.check()?;
         if doubled > 0 && self.settings.on_conflict == OnConflict::Stop {
             return Err(self.unfit("has a key that another row has too"));
         }
@@ -157,7 +158,7 @@ impl Silver {
             self.index_copied(key, place)?;
             place.row += 1;
         }
-        Ok(())
+        self.settle_index()
     }
 
     /// A key of a row just written. Within one batch, too, a key may come twice.
@@ -165,7 +166,7 @@ impl Silver {
         let Index::Keyed(index) = &mut self.index else {
             return Ok(());
         };
-        let Some(held) = index.insert(key, place) else {
+        let Some(held) = index.insert(key, place)? else {
             return Ok(());
         };
         if held.segment != place.segment || self.stage.is_deleted(held) {

@@ -7,9 +7,10 @@ use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::take;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 
-use super::open::{METADATA_PROPERTY, metadata_property, named, new_index, table_columns};
+use super::Silver;
+use super::index::Index;
+use super::open::{METADATA_PROPERTY, metadata_property, named, table_columns};
 use super::segments::{Segments, file_name, snapshot_of_name};
-use super::{Index, Silver};
 use crate::log::{Commit, NewFile};
 use crate::owned::added_columns;
 use crate::write::{DataFileWriter, conform, open_file, relabel};
@@ -148,7 +149,7 @@ impl Silver {
             silver.metadata = metadata;
             silver.usable = true;
             silver.last_copied = None;
-            silver.index = new_index(schema);
+            silver.index = silver.places.new_index(schema);
             Ok(())
         })
     }

@@ -20,6 +20,7 @@ mod apply;
 mod copy;
 mod evolve;
 mod fill;
+mod index;
 mod open;
 mod segments;
 mod stage;
@@ -33,11 +34,11 @@ use alluvium_change::{Error, Identity, Lsn, Result, TableSchema, code};
 use arrow::datatypes::SchemaRef;
 
 pub use apply::Applied;
+use index::{Index, Places};
 use segments::Segments;
 use stage::Stage;
 use txn::Positions;
 
-use crate::key_index::{KeyIndex, RowIndex, ShardedIndex};
 use crate::log::{Commit, DeltaTable};
 use crate::{CheckpointDone, CheckpointJob, LakeSettings, MetadataColumn, Owner, SilverSettings};
 
@@ -52,14 +53,6 @@ pub enum CopyState {
         last_snapshot: Lsn,
     },
     Complete,
-}
-
-/// Where rows are, by how they are told apart.
-enum Index {
-    Keyed(ShardedIndex),
-    Rows(RowIndex),
-    /// Append-only: nothing is ever looked up.
-    None,
 }
 
 /// One silver table, open for writing.
@@ -77,6 +70,8 @@ pub struct Silver {
     metadata: Vec<(MetadataColumn, String)>,
     segments: Segments,
     index: Index,
+    places: Places,
+    index_read_back: bool,
     stage: Stage,
     positions: Positions,
     conflicts: u64,
@@ -137,6 +132,15 @@ impl Silver {
         }
     }
 
+    /// Disk space of the key index, when it is too large for its part of the memory.
+    #[must_use]
+    pub fn index_disk_bytes(&self) -> u64 {
+        match &self.index {
+            Index::Keyed(index) => index.disk_bytes(),
+            Index::Rows(_) | Index::None => 0,
+        }
+    }
+
     /// Entries of the key index; for tests that compare it with the files.
     #[must_use]
     pub fn index_len(&self) -> usize {
@@ -145,6 +149,12 @@ impl Silver {
             Index::Rows(index) => index.len(),
             Index::None => 0,
         }
+    }
+
+    /// Whether the key index was read back when the table was opened, and not rebuilt.
+    #[must_use]
+    pub fn index_read_back(&self) -> bool {
+        self.index_read_back
     }
 
     /// Delta version of the last commit.
@@ -293,6 +303,7 @@ impl Silver {
         self.segments
             .committed(&self.dir, &committed.adds, &committed.deletes)?;
         self.positions.set(&txns);
+        self.index_committed();
         Ok(committed.version)
     }
 }

@@ -2,26 +2,24 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Identity, Result, TableSchema};
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use alluvium_change::{Result, TableSchema};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use roaring::RoaringTreemap;
 
+use super::Silver;
+use super::index::Places;
 use super::segments::Segments;
 use super::stage::Stage;
 use super::txn::Positions;
-use super::{Index, Silver};
-use crate::fs::corrupt;
-use crate::key_index::{KeyEncoder, KeyIndex, KeyWidth, Location, RowIndex, ShardedIndex};
+use crate::key_index::Manifest;
 use crate::owned::{HeldSchema, free_name, held_schema, open_or_create};
-use crate::write::{check_file, open_file};
+use crate::write::check_file;
 use crate::{Lake, MetadataColumn, Owner, SilverSettings};
 
 const PROPERTY_METADATA: &str = "alluvium.metadata_columns";
-const INDEX_BATCH_ROWS: usize = 8192;
 
 impl Silver {
-    /// Opens the owner's silver table, creating it when absent, and rebuilds the key index.
+    /// Opens the owner's silver table, creating it when absent, and reads back or rebuilds the key index.
     ///
     /// When the lake's columns are not the source's, the handle has the lake's
     /// ([`Self::schema`] tells): [`Self::add_columns`] or [`Self::replace_schema`] brings them
@@ -61,8 +59,11 @@ impl Silver {
         } else {
             Default::default()
         };
+        let places = Places::new(lake, owner);
         let mut silver = Self {
-            index: new_index(&schema),
+            index: places.new_index(&schema),
+            places,
+            index_read_back: false,
             owner: owner.clone(),
             settings,
             lake: lake.settings().clone(),
@@ -81,103 +82,31 @@ impl Silver {
             committing: false,
         };
         if existed {
-            silver.load_files()?;
-            silver.rebuild_index()?;
+            let saved = silver.saved_index();
+            silver.load_files(saved.as_ref().map(|(_, manifest)| manifest))?;
+            silver.open_index(saved)?;
         }
         Ok(silver)
     }
 
-    fn load_files(&mut self) -> Result<()> {
+    /// Numbers the files as the saved index does, those it does not know with new numbers.
+    fn load_files(&mut self, saved: Option<&Manifest>) -> Result<()> {
+        if let Some(saved) = saved {
+            self.segments.number_from(saved.next_segment);
+        }
         for file in self.table.files()? {
             check_file(&self.dir, &file)?;
             let deleted = self.table.deleted_rows(&file)?.unwrap_or_default();
-            self.segments.insert_live(file, deleted)?;
-        }
-        Ok(())
-    }
-
-    /// Reads the columns that identify rows, of all files, minus deleted rows.
-    pub(super) fn rebuild_index(&mut self) -> Result<()> {
-        self.index = new_index(&self.schema);
-        if !self.usable {
-            return Ok(());
-        }
-        let Some(schema) = self.identity_columns() else {
-            return Ok(());
-        };
-        let keyed = self.is_keyed();
-        for (id, segment) in self.segments.iter() {
-            let path = self.dir.join(&segment.file.path);
-            let mut row: u32 = 0;
-            for batch in open_file(&path, &schema, INDEX_BATCH_ROWS, None)? {
-                let batch = batch?;
-                let mut encoder = if keyed {
-                    KeyEncoder::of_key(batch.columns())?
-                } else {
-                    KeyEncoder::of_row(batch.columns())?
-                };
-                for at in 0..batch.num_rows() {
-                    let location = Location { segment: id, row };
-                    row = row.saturating_add(1);
-                    if segment.deleted.contains(u64::from(location.row)) {
-                        continue;
-                    }
-                    match &mut self.index {
-                        Index::Keyed(index) => {
-                            if index.insert(encoder.key(at), location).is_some() {
-                                return Err(corrupt(&path, "a key of it is in the table twice"));
-                            }
-                        }
-                        Index::Rows(index) => index.insert(encoder.key(at), location),
-                        Index::None => {}
-                    }
-                }
-            }
-            if u64::from(row) != segment.file.num_rows {
-                return Err(corrupt(
-                    &path,
-                    format!(
-                        "it has {row} rows where the log says {}",
-                        segment.file.num_rows
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The columns rows are told apart by, in the source's order; None when they are not.
-    fn identity_columns(&self) -> Option<SchemaRef> {
-        let all: Vec<usize> = (0..self.schema.columns.len()).collect();
-        let places = match &self.schema.identity {
-            Identity::Key(key) => key,
-            Identity::WholeRow => &all,
-            Identity::AppendOnly => return None,
-        };
-        let fields: Vec<Field> = places
-            .iter()
-            .filter_map(|at| self.schema.columns.get(*at))
-            .filter_map(|column| self.columns.field_with_name(&column.name).ok().cloned())
-            .collect();
-        Some(Arc::new(Schema::new(fields)))
-    }
-
-    /// Adds rows just written to the index, in order from `first`. For rows whose keys are new.
-    pub(super) fn index_rows(&mut self, rows: &RecordBatch, first: Location) -> Result<()> {
-        let Index::Rows(index) = &mut self.index else {
-            return Ok(());
-        };
-        let columns: Vec<ArrayRef> = rows.columns().to_vec();
-        let mut encoder = KeyEncoder::of_row(&columns)?;
-        for row in 0..rows.num_rows() {
-            let place = u32::try_from(row).map_err(|_| Error::bug("a batch of 2^32 rows"))?;
-            index.insert(
-                encoder.key(row),
-                Location {
-                    segment: first.segment,
-                    row: first.row + place,
-                },
-            );
+            let known = saved
+                .and_then(|saved| saved.segments.get(&file.path))
+                .filter(|known| {
+                    known.size_bytes == file.size_bytes && known.num_rows == file.num_rows
+                });
+            let id = match known {
+                Some(known) => known.id,
+                None => self.segments.reserve()?,
+            };
+            self.segments.insert_live(id, file, deleted);
         }
         Ok(())
     }
@@ -191,20 +120,6 @@ impl Segments {
         self.iter()
             .filter(|(_, s)| s.committed)
             .map(|(_, s)| (&s.file, &s.deleted))
-    }
-}
-
-pub(super) fn new_index(schema: &TableSchema) -> Index {
-    match &schema.identity {
-        Identity::Key(key) => {
-            let types = key
-                .iter()
-                .filter_map(|at| schema.columns.get(*at))
-                .map(|c| &c.data_type);
-            Index::Keyed(ShardedIndex::new(KeyWidth::of(types)))
-        }
-        Identity::WholeRow => Index::Rows(RowIndex::default()),
-        Identity::AppendOnly => Index::None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use alluvium_change::{Error, Lsn, Result};
 use roaring::RoaringTreemap;
 
-use crate::key_index::{Location, SegmentId};
+use crate::key_index::{Location, ManifestSegment, SegmentId};
 use crate::log::{DeletedRows, Descriptor, LiveFile, NewFile};
 use crate::write::loosen_bounds;
 
@@ -73,12 +73,29 @@ impl Segments {
         Ok(id)
     }
 
-    pub(super) fn insert_live(
-        &mut self,
-        file: LiveFile,
-        deleted: RoaringTreemap,
-    ) -> Result<SegmentId> {
-        let id = self.reserve()?;
+    /// Lower numbers are in use, or were.
+    pub(super) fn number_from(&mut self, id: SegmentId) {
+        self.next_id = self.next_id.max(id);
+    }
+
+    pub(super) fn next_id(&self) -> SegmentId {
+        self.next_id
+    }
+
+    /// The committed files, for a saved index.
+    pub(super) fn for_manifest(&self) -> Vec<ManifestSegment> {
+        let committed = self.iter().filter(|(_, segment)| segment.committed);
+        committed
+            .map(|(id, segment)| ManifestSegment {
+                id,
+                path: segment.file.path.clone(),
+                size_bytes: segment.file.size_bytes,
+                num_rows: segment.file.num_rows,
+            })
+            .collect()
+    }
+
+    pub(super) fn insert_live(&mut self, id: SegmentId, file: LiveFile, deleted: RoaringTreemap) {
         let snapshot = snapshot_of_name(&file.path);
         let segment = Segment {
             file,
@@ -88,7 +105,6 @@ impl Segments {
             dirty: false,
         };
         self.by_id.insert(id, segment);
-        Ok(id)
     }
 
     /// A file that was just closed, with the rows of it that are deleted already.

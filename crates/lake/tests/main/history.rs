@@ -8,7 +8,13 @@ use crate::workload::{Random, Source};
 
 /// Applies random transactions in random pieces, opening the table again now and then.
 fn run(seed: u64, identity: Identity, settings: LakeSettings) {
-    let test = TestLake::with(settings);
+    run_in(&TestLake::with(settings), seed, identity);
+}
+
+/// Says how often the index was read back.
+fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
+    let mut read_back = 0;
+    let saves = test.lake.settings().index.dir.is_some();
     let schema = items(identity.clone());
     let owner = owner("items");
     let metadata = if seed.is_multiple_of(2) {
@@ -63,9 +69,14 @@ fn run(seed: u64, identity: Identity, settings: LakeSettings) {
         }
         assert_eq!(silver.num_rows(), source.heap.rows().len() as u64);
         if random.chance(40) {
+            if saves && random.chance(60) {
+                silver.save_index();
+            }
             drop(silver);
             silver = open();
+            read_back += usize::from(silver.index_read_back());
         }
+        silver.check_index().unwrap();
         assert_eq!(
             read_items(silver.dir()),
             source.heap.rows(),
@@ -83,6 +94,7 @@ fn run(seed: u64, identity: Identity, settings: LakeSettings) {
             silver.set_position(Lsn(source.lsn)).unwrap();
         }
     }
+    read_back
 }
 
 /// Whether the changes may end between the two steps of a direct exchange of keys.
@@ -109,6 +121,22 @@ fn keyed_histories() {
     for seed in 0..25 {
         run(seed, Identity::Key(vec![0]), tiny());
     }
+}
+
+/// In memory, always on disk, and from the one to the other and back.
+#[test]
+fn keyed_histories_with_saved_indexes() {
+    for memory_bytes in [usize::MAX, 0, 30_000] {
+        let mut read_back = 0;
+        for seed in 300..312 {
+            let test = TestLake::with_index(tiny(), memory_bytes);
+            read_back += run_in(&test, seed, Identity::Key(vec![0]));
+        }
+        assert!(read_back > 20, "{read_back} with {memory_bytes} bytes");
+    }
+    let test = TestLake::with_index(tiny(), 0);
+    let read_back = run_in(&test, 400, Identity::WholeRow);
+    assert_eq!(read_back, 0, "tables without a key always rebuild");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod copy;
 mod errors;
 mod evolve;
 mod history;
+mod index;
 mod support;
 mod types;
 mod workload;

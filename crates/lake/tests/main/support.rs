@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alluvium_change::{
     ChangeBatch, Column, Identity, Lsn, OldImages, Op, TableId, TableSchema, Unchanged,
 };
-use alluvium_lake::{Lake, LakeSettings, Owner, read};
+use alluvium_lake::{IndexSettings, Lake, LakeSettings, Owner, read};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int64Type};
@@ -27,6 +27,23 @@ impl TestLake {
             fsync: false,
             ..LakeSettings::default()
         })
+    }
+
+    /// With key indexes saved beside the lake, from the first row on.
+    pub(crate) fn with_index(mut settings: LakeSettings, memory_bytes: usize) -> Self {
+        let dir = TempDir::new().unwrap();
+        settings.index = IndexSettings {
+            dir: Some(dir.path().join("index")),
+            memory_bytes,
+            saved_from_rows: 0,
+            saved_from_changes: 20,
+        };
+        let lake = Lake::open(&dir.path().join("lake"), settings).unwrap();
+        Self { _dir: dir, lake }
+    }
+
+    pub(crate) fn index_dir(&self, name: &str) -> PathBuf {
+        self.lake.settings().index.dir.as_ref().unwrap().join(name)
     }
 
     pub(crate) fn with(settings: LakeSettings) -> Self {

@@ -107,4 +107,8 @@ pub(super) async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Com
         }
     }
     while checkpoints.join_next().await.is_some() {}
+    if let Ok(_cpu) = context.cpu.acquire().await {
+        // Its end is waited for; how it ends is logged.
+        let _ = tokio::task::spawn_blocking(move || owner.close()).await;
+    }
 }

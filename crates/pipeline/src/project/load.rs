@@ -182,6 +182,16 @@ fn limits(written: &LimitsFile, file: &Path) -> Result<Limits> {
         )
         .with_hint("give at least 128MiB"));
     }
+    let index_memory_bytes = match &written.index_memory {
+        None => memory_bytes / 4,
+        Some(text) => parse_bytes(text).ok_or_else(|| {
+            value_error(
+                file,
+                &format!("[limits] index_memory = \"{text}\" is not a size"),
+                "write a number with a unit, such as \"256MiB\"",
+            )
+        })?,
+    };
     if !(1..=64).contains(&written.copy_workers) {
         return Err(value_error(
             file,
@@ -191,6 +201,7 @@ fn limits(written: &LimitsFile, file: &Path) -> Result<Limits> {
     }
     Ok(Limits {
         memory_bytes,
+        index_memory_bytes,
         copy_workers: written.copy_workers,
     })
 }
@@ -316,6 +327,7 @@ mod tests {
         assert_eq!(project.source.publication, "alluvium_shop");
         assert_eq!(project.source.tables, ["public.*"]);
         assert_eq!(project.limits.memory_bytes, 1 << 30);
+        assert_eq!(project.limits.index_memory_bytes, 1 << 28);
         assert_eq!(project.lake_path, Path::new("/p/lake"));
         assert_eq!(project.source.protocol, Protocol::Auto);
         let older = read(&SMALL.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
@@ -363,6 +375,7 @@ mod tests {
             ("[lake]", "protocol = \"2\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
+            ("[lake]", "[limits]\nindex_memory = \"much\"\n[lake]"),
             ("[lake]", "[tables.orders]\n[lake]"),
             (
                 "[lake]",

@@ -103,6 +103,7 @@ struct LakeFile {
 #[serde(deny_unknown_fields, default)]
 struct LimitsFile {
     memory: String,
+    index_memory: Option<String>,
     copy_workers: u32,
 }
 
@@ -110,6 +111,7 @@ impl Default for LimitsFile {
     fn default() -> Self {
         Self {
             memory: "1GiB".to_owned(),
+            index_memory: None,
             copy_workers: 2,
         }
     }
@@ -144,6 +146,8 @@ impl std::fmt::Debug for SourceSettings {
 pub struct Limits {
     /// Changes, copied rows and files being written, together.
     pub memory_bytes: u64,
+    /// Key indexes of tables with a key, together; beyond it they are on disk.
+    pub index_memory_bytes: u64,
     /// Connections that copy at the same time.
     pub copy_workers: u32,
 }

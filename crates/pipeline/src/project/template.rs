@@ -45,8 +45,10 @@ tables = [{tables}]
 path = {lake_path}
 
 [limits]
-# Memory for changes, copied rows and files being written; key indexes (about 30 bytes a row) come on top.
+# Memory for changes, copied rows, files being written and key indexes.
 # memory = "1GiB"
+# Of it for key indexes (about 30 bytes a row); a larger index is on disk. A quarter of memory unless set.
+# index_memory = "256MiB"
 # Connections that copy at the same time.
 # copy_workers = 2
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_change::{Error, Lsn, Result, TableId, code};
-use alluvium_lake::{Lake, LakeSettings};
+use alluvium_lake::{IndexSettings, Lake, LakeSettings};
 use alluvium_source_postgres::catalog::{self, SourceTable};
 use alluvium_source_postgres::connect::{self, ConnectOptions};
 use alluvium_source_postgres::replication::{ReplicationConnection, SlotKind, SystemIdentity};
@@ -255,6 +255,11 @@ fn open_lake(project: &Project) -> Result<Lake> {
         delta_checkpoint_every_commits: project.commit.delta_checkpoint_every_commits,
         staging_bytes: usize::try_from(project.limits.memory_bytes / 32)
             .unwrap_or(defaults.staging_bytes),
+        index: IndexSettings {
+            dir: Some(project.state_dir().join("index")),
+            memory_bytes: usize::try_from(project.limits.index_memory_bytes).unwrap_or(usize::MAX),
+            ..IndexSettings::default()
+        },
         ..defaults
     };
     Lake::open(&project.lake_path, settings)

@@ -1,0 +1,202 @@
+//! What makes index files valid: the table and version they were written for.
+//!
+//! An entry says "this key is at this row of this file". Files never change, so an entry that was
+//! right once is right as long as its file has that row. Hence the manifest needs the files the
+//! runs speak of, not a history of the log: files it does not name are read, rows deleted since
+//! are dropped, and then each file must have exactly as many entries as live rows.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+
+use alluvium_change::{Error, Result, failpoint};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::files::Home;
+use super::run::Run;
+use crate::key_index::{KeyWidth, SegmentId};
+
+const NAME: &str = "manifest";
+const TEMPORARY: &str = "manifest.tmp";
+/// Raised with every change of the files or of how keys are encoded.
+const FORMAT: u64 = 1;
+
+/// A data file as the runs number it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ManifestSegment {
+    pub(crate) id: SegmentId,
+    pub(crate) path: String,
+    pub(crate) size_bytes: i64,
+    pub(crate) num_rows: u64,
+}
+
+/// The state of a table an index belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stand {
+    /// Delta's id of the table.
+    pub(crate) table_id: String,
+    pub(crate) version: u64,
+    /// Columns of the key with their types, in order.
+    pub(crate) key: String,
+}
+
+/// A manifest as it was read; its runs are not opened yet.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    pub(super) width: KeyWidth,
+    pub(super) runs: Vec<(String, u64)>,
+    /// By path.
+    pub(crate) segments: HashMap<String, ManifestSegment>,
+    /// No run speaks of a file with this number or a higher one.
+    pub(crate) next_segment: SegmentId,
+}
+
+/// What is written into a manifest beside the runs.
+#[derive(Debug)]
+pub(crate) struct Saved<'a> {
+    pub(crate) stand: &'a Stand,
+    pub(crate) segments: &'a [ManifestSegment],
+    pub(crate) next_segment: SegmentId,
+}
+
+/// Makes the runs, and nothing else, the table's index. A crash leaves the manifest before or this.
+///
+/// `tidy` removes all other files: not while a merge writes one.
+pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -> Result<()> {
+    for run in runs {
+        run.sync(home)?;
+    }
+    let segments = saved.segments.iter().map(|segment| {
+        json!({
+            "id": segment.id,
+            "path": segment.path,
+            "size_bytes": segment.size_bytes,
+            "num_rows": segment.num_rows,
+        })
+    });
+    let runs_written = runs
+        .iter()
+        .map(|run| json!({ "name": run.name, "checksum": run.checksum }));
+    let body = json!({
+        "format": FORMAT,
+        "table_id": saved.stand.table_id,
+        "version": saved.stand.version,
+        "key": saved.stand.key,
+        "next_segment": saved.next_segment,
+        "runs": runs_written.collect::<Vec<_>>(),
+        "segments": segments.collect::<Vec<_>>(),
+    })
+    .to_string();
+    let text = format!("{:016x}\n{body}", xxh3_64(body.as_bytes()));
+    home.remove(TEMPORARY)?;
+    let mut file = home.create(TEMPORARY)?;
+    home.append(&mut file, TEMPORARY, text.as_bytes())?;
+    home.sync(&file, TEMPORARY)?;
+    // The runs' names, too, are durable before the manifest that needs them has its own.
+    home.sync_dir()?;
+    failpoint::hit("index.before_manifest");
+    home.rename(TEMPORARY, NAME)?;
+    home.sync_dir()?;
+    failpoint::hit("index.after_manifest");
+    if !tidy {
+        return Ok(());
+    }
+    let mut names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    names.push(NAME);
+    home.keep_only(&names)
+}
+
+/// The manifest, if there is one for a table that stands so. Anything else says why not.
+pub(crate) fn read(
+    home: &Home,
+    stand: &Stand,
+    width: KeyWidth,
+) -> std::result::Result<Manifest, String> {
+    let text = fs::read(home.path(NAME)).map_err(|e| e.to_string())?;
+    let (checksum, body) = text
+        .split_at_checked(17)
+        .ok_or("the manifest is too short")?;
+    if checksum != format!("{:016x}\n", xxh3_64(body)).as_bytes() {
+        return Err("the manifest is damaged".to_owned());
+    }
+    let value: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+    let number = |name: &str| value.get(name).and_then(Value::as_u64);
+    let text = |name: &str| value.get(name).and_then(Value::as_str);
+    if number("format") != Some(FORMAT) {
+        return Err("the manifest is of another format".to_owned());
+    }
+    if text("table_id") != Some(&stand.table_id) {
+        return Err("the index is of another table".to_owned());
+    }
+    if text("key") != Some(&stand.key) {
+        return Err("the index is of another key".to_owned());
+    }
+    if number("version").is_none_or(|version| version > stand.version) {
+        return Err("the index is ahead of the table".to_owned());
+    }
+    parse(&value, width).ok_or_else(|| "the manifest lacks something".to_owned())
+}
+
+fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
+    let id = |value: &Value| SegmentId::try_from(value.as_u64()?).ok();
+    let next_segment = id(value.get("next_segment")?)?;
+    // Numbers are used up by files long gone: a rebuild begins anew, long before they run out.
+    if next_segment > SegmentId::MAX / 2 {
+        return None;
+    }
+    let mut runs = Vec::new();
+    for run in value.get("runs")?.as_array()? {
+        let name = run.get("name")?.as_str()?;
+        runs.push((name.to_owned(), run.get("checksum")?.as_u64()?));
+    }
+    let mut segments = HashMap::new();
+    let mut ids = HashSet::new();
+    for segment in value.get("segments")?.as_array()? {
+        let segment = ManifestSegment {
+            id: id(segment.get("id")?).filter(|id| *id < next_segment)?,
+            path: segment.get("path")?.as_str()?.to_owned(),
+            size_bytes: segment.get("size_bytes")?.as_i64()?,
+            num_rows: segment.get("num_rows")?.as_u64()?,
+        };
+        if !ids.insert(segment.id) {
+            return None;
+        }
+        segments.insert(segment.path.clone(), segment);
+    }
+    Some(Manifest {
+        width,
+        runs,
+        segments,
+        next_segment,
+    })
+}
+
+impl Manifest {
+    /// Opens the runs, oldest first.
+    pub(super) fn open_runs(&self, home: &Home) -> Result<Vec<Run>> {
+        let names: Vec<&str> = self
+            .runs
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .chain([NAME])
+            .collect();
+        home.keep_only(&names)?;
+        self.runs
+            .iter()
+            .map(|(name, checksum)| Run::open(home, self.width, name, *checksum))
+            .collect()
+    }
+}
+
+/// Takes the manifest away, so that nothing is valid any more.
+pub(super) fn forget(home: &Home) -> Result<()> {
+    home.remove(NAME)
+}
+
+/// The index is not to be trusted.
+pub(crate) fn doubt(what: impl Into<String>) -> Error {
+    Error::bug(format!(
+        "the key index on disk is in doubt: {}",
+        what.into()
+    ))
+}

@@ -1,0 +1,448 @@
+//! A run: entries sorted by their keys' order, in one file that is never changed.
+//!
+//! ```text
+//! blocks of 4 KiB: entries (key, place) · zeros · checksum over both and the block's number
+//! fences: the order of each block's first key · filter · footer of 64 bytes
+//! ```
+//!
+//! Every byte is under a checksum; the manifest names a run together with its footer's.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use alluvium_change::{Error, Result};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::files::{Home, damaged};
+use super::filter::Filter;
+use crate::fs::io_error;
+use crate::key_index::{Key, KeyWidth};
+
+/// The place of a key that is no more.
+pub(crate) const GONE: u64 = u64::MAX;
+
+pub(super) const BLOCK_BYTES: usize = 4096;
+const CHECKSUM_BYTES: usize = 8;
+const FOOTER_BYTES: usize = 64;
+const MAGIC: &[u8; 8] = b"ALVRUN1\n";
+/// Written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// An entry with its key's order, by which runs are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Entry {
+    pub(crate) order: u64,
+    pub(crate) key: Key,
+    pub(crate) place: u64,
+}
+
+fn entry_bytes(width: KeyWidth) -> usize {
+    width.bytes() + size_of::<u64>()
+}
+
+fn per_block(width: KeyWidth) -> usize {
+    (BLOCK_BYTES - CHECKSUM_BYTES) / entry_bytes(width)
+}
+
+fn le_u64(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    u64::from_le_bytes(word)
+}
+
+fn le_words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(le_u64).collect()
+}
+
+fn word_bytes(words: &[u64]) -> impl Iterator<Item = u8> + '_ {
+    words.iter().flat_map(|word| word.to_le_bytes())
+}
+
+/// The entries of a block's bytes.
+fn entries(block: &[u8], width: KeyWidth, count: usize) -> impl Iterator<Item = Entry> + '_ {
+    block
+        .chunks_exact(entry_bytes(width))
+        .take(count)
+        .map(move |bytes| {
+            let (key, place) = bytes.split_at(width.bytes());
+            let (low, high) = key.split_at(8);
+            let key = Key::from(le_u64(low)) | (Key::from(le_u64(high)) << 64);
+            Entry {
+                order: width.order(key),
+                key,
+                place: le_u64(place),
+            }
+        })
+}
+
+/// Writes a run, entry by entry.
+pub(super) struct RunWriter<'a> {
+    home: &'a Home,
+    name: String,
+    file: File,
+    width: KeyWidth,
+    /// Blocks not written yet; the last one open.
+    bytes: Vec<u8>,
+    in_block: usize,
+    entries: u64,
+    fences: Vec<u64>,
+    filter: Filter,
+    last: Option<(u64, Key)>,
+}
+
+impl<'a> RunWriter<'a> {
+    pub(super) fn create(home: &'a Home, width: KeyWidth, at_most: u64) -> Result<Self> {
+        let name = format!("run-{}", uuid::Uuid::new_v4());
+        let file = home.create(&name)?;
+        Ok(Self {
+            home,
+            name,
+            file,
+            width,
+            bytes: Vec::new(),
+            in_block: 0,
+            entries: 0,
+            fences: Vec::new(),
+            filter: Filter::new(usize::try_from(at_most).unwrap_or(usize::MAX)),
+            last: None,
+        })
+    }
+
+    /// Adds an entry, whose key comes after all before.
+    pub(super) fn push(&mut self, entry: Entry) -> Result<()> {
+        if self.last >= Some((entry.order, entry.key)) {
+            return Err(Error::bug("entries of an index run are not sorted"));
+        }
+        self.last = Some((entry.order, entry.key));
+        if self.in_block == 0 {
+            self.fences.push(entry.order);
+        }
+        let key = entry.key.to_le_bytes();
+        self.bytes
+            .extend_from_slice(key.get(..self.width.bytes()).unwrap_or_default());
+        self.bytes.extend_from_slice(&entry.place.to_le_bytes());
+        self.filter.insert(entry.order);
+        self.in_block += 1;
+        self.entries += 1;
+        if self.in_block == per_block(self.width) {
+            self.close_block();
+            if self.bytes.len() >= WRITE_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_block(&mut self) {
+        let start = self.bytes.len() - self.in_block * entry_bytes(self.width);
+        self.bytes.resize(start + BLOCK_BYTES - CHECKSUM_BYTES, 0);
+        let number = self.fences.len() as u64 - 1;
+        let block = self.bytes.get(start..).unwrap_or_default();
+        let checksum = xxh3_64_with_seed(block, number);
+        self.bytes.extend_from_slice(&checksum.to_le_bytes());
+        self.in_block = 0;
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.bytes.is_empty() {
+            self.home.append(&mut self.file, &self.name, &self.bytes)?;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes what is left. The caller syncs, before a manifest names the run.
+    pub(super) fn finish(mut self) -> Result<Run> {
+        if self.in_block > 0 {
+            self.close_block();
+        }
+        self.flush()?;
+        let mut tail: Vec<u8> = word_bytes(&self.fences).collect();
+        tail.extend(word_bytes(self.filter.words()));
+        let mut footer = Vec::with_capacity(FOOTER_BYTES);
+        footer.extend_from_slice(MAGIC);
+        for number in [
+            self.width.bytes() as u64,
+            self.entries,
+            self.fences.len() as u64,
+            self.filter.words().len() as u64,
+            xxh3_64(&tail),
+            0,
+        ] {
+            footer.extend_from_slice(&number.to_le_bytes());
+        }
+        let checksum = xxh3_64(&footer);
+        footer.extend_from_slice(&checksum.to_le_bytes());
+        tail.extend_from_slice(&footer);
+        self.home.append(&mut self.file, &self.name, &tail)?;
+        Ok(Run {
+            path: self.home.path(&self.name),
+            name: self.name,
+            file: self.file,
+            width: self.width,
+            entries: self.entries,
+            checksum,
+            bytes: self.fences.len() as u64 * BLOCK_BYTES as u64 + tail.len() as u64,
+            filter_words: self.filter.words().len(),
+            fences: self.fences,
+            synced: AtomicBool::new(false),
+        })
+    }
+}
+
+/// A run, open for reading.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(super) name: String,
+    path: PathBuf,
+    file: File,
+    width: KeyWidth,
+    pub(super) entries: u64,
+    /// Of its footer, which has those of everything but the blocks.
+    pub(super) checksum: u64,
+    pub(super) bytes: u64,
+    filter_words: usize,
+    fences: Vec<u64>,
+    synced: AtomicBool,
+}
+
+impl Run {
+    /// Opens a run as the manifest names it; the filter is read apart.
+    pub(super) fn open(home: &Home, width: KeyWidth, name: &str, checksum: u64) -> Result<Self> {
+        let path = home.path(name);
+        let io = |e| io_error("read", &path, e);
+        let file = File::open(&path).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let wrong = |what: &str| damaged(&path, what);
+        let at = bytes
+            .checked_sub(FOOTER_BYTES as u64)
+            .ok_or_else(|| wrong("it is too short"))?;
+        let mut footer = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut footer, at).map_err(io)?;
+        let (body, own) = footer.split_at(FOOTER_BYTES - CHECKSUM_BYTES);
+        let numbers = le_words(body.get(MAGIC.len()..).unwrap_or_default());
+        let [key_bytes, entries, blocks, filter_words, tail_checksum, _] = numbers.as_slice()
+        else {
+            return Err(wrong("its end is damaged"));
+        };
+        if le_u64(own) != checksum
+            || xxh3_64(body) != checksum
+            || !body.starts_with(MAGIC)
+            || *key_bytes != width.bytes() as u64
+            || entries.div_ceil(per_block(width) as u64) != *blocks
+        {
+            return Err(wrong("its end is damaged"));
+        }
+        let tail_at = blocks
+            .checked_mul(BLOCK_BYTES as u64)
+            .filter(|tail_at| {
+                blocks
+                    .checked_add(*filter_words)
+                    .and_then(|words| words.checked_mul(8)?.checked_add(*tail_at))
+                    == Some(at)
+            })
+            .ok_or_else(|| wrong("its length is not what its end says"))?;
+        let tail_bytes = usize::try_from(at - tail_at).map_err(|_| wrong("it is too long"))?;
+        let mut tail = vec![0; tail_bytes];
+        file.read_exact_at(&mut tail, tail_at).map_err(io)?;
+        if xxh3_64(&tail) != *tail_checksum {
+            return Err(wrong("its fences or its filter are damaged"));
+        }
+        let fences_bytes = usize::try_from(blocks * 8).map_err(|_| wrong("it is too long"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            fences: le_words(tail.get(..fences_bytes).unwrap_or_default()),
+            filter_words: usize::try_from(*filter_words).map_err(|_| wrong("it is too long"))?,
+            entries: *entries,
+            checksum,
+            bytes,
+            file,
+            path,
+            width,
+            synced: AtomicBool::new(true),
+        })
+    }
+
+    /// Makes it survive a power cut, but for its directory's entry.
+    pub(super) fn sync(&self, home: &Home) -> Result<()> {
+        if !self.synced.load(Ordering::Acquire) {
+            home.sync(&self.file, &self.name)?;
+            self.synced.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What the filter takes in memory.
+    pub(super) fn filter_bytes(&self) -> usize {
+        self.filter_words * size_of::<u64>()
+    }
+
+    pub(super) fn fence_bytes(&self) -> usize {
+        self.fences.len() * size_of::<u64>()
+    }
+
+    /// Reads the filter, whose checksum was seen when the run was opened.
+    pub(super) fn filter(&self) -> Result<Filter> {
+        let mut bytes = vec![0; self.filter_bytes()];
+        let at = (self.fences.len() * (BLOCK_BYTES + 8)) as u64;
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(|e| io_error("read", &self.path, e))?;
+        Filter::from_words(le_words(&bytes))
+            .ok_or_else(|| damaged(&self.path, "its filter has no blocks"))
+    }
+
+    fn count(&self, block: usize) -> usize {
+        let full = per_block(self.width);
+        let before = block.saturating_mul(full);
+        let left = usize::try_from(self.entries)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(before);
+        left.min(full)
+    }
+
+    /// Reads blocks into `bytes` and checks them.
+    fn read_blocks(&self, from: usize, to: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.resize(to.saturating_sub(from) * BLOCK_BYTES, 0);
+        self.file
+            .read_exact_at(bytes, (from * BLOCK_BYTES) as u64)
+            .map_err(|e| io_error("read", &self.path, e))?;
+        for (at, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            let (body, own) = block.split_at(BLOCK_BYTES - CHECKSUM_BYTES);
+            if xxh3_64_with_seed(body, (from + at) as u64) != le_u64(own) {
+                return Err(damaged(
+                    &self.path,
+                    format!("block {} is damaged", from + at),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first block that can have a key of this order.
+    fn first_block(&self, order: u64) -> usize {
+        // Keys of one order may begin in the block before the first fence that has it.
+        self.fences
+            .partition_point(|fence| *fence < order)
+            .saturating_sub(1)
+    }
+}
+
+/// Looks up keys in ascending order, reading each block once.
+pub(super) struct Lookup<'a> {
+    run: &'a Run,
+    bytes: Vec<u8>,
+    block: Option<usize>,
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(run: &'a Run) -> Self {
+        Self {
+            run,
+            bytes: Vec::new(),
+            block: None,
+        }
+    }
+
+    /// The place the run has for the key, which may be [`GONE`].
+    pub(super) fn find(&mut self, order: u64, key: Key) -> Result<Option<u64>> {
+        let run = self.run;
+        let mut block = run.first_block(order);
+        while run.fences.get(block).is_some_and(|fence| *fence <= order) {
+            if self.block != Some(block) {
+                self.block = None;
+                run.read_blocks(block, block + 1, &mut self.bytes)?;
+                self.block = Some(block);
+            }
+            let size = entry_bytes(run.width);
+            let count = run.count(block);
+            // Binary search for the first entry not before the key.
+            let (mut low, mut high) = (0, count);
+            while low < high {
+                let middle = low.midpoint(high);
+                let at = self.bytes.get(middle * size..).unwrap_or_default();
+                let Some(entry) = entries(at, run.width, 1).next() else {
+                    return Err(Error::bug("an index block has fewer entries than counted"));
+                };
+                if (entry.order, entry.key) < (order, key) {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            if low < count {
+                let at = self.bytes.get(low * size..).unwrap_or_default();
+                let found = entries(at, run.width, 1).next();
+                return Ok(found
+                    .filter(|entry| entry.key == key)
+                    .map(|entry| entry.place));
+            }
+            block += 1;
+        }
+        Ok(None)
+    }
+}
+
+/// Blocks a scan reads at once.
+const SCAN_BLOCKS: usize = 16;
+
+/// Reads a part of a run from front to back.
+pub(super) struct Scan<'a> {
+    run: &'a Run,
+    ready: Vec<Entry>,
+    /// Of those read, given out.
+    given: usize,
+    bytes: Vec<u8>,
+    next_block: usize,
+    from: u64,
+    /// First order beyond the part; none is the end.
+    until: Option<u64>,
+}
+
+impl<'a> Scan<'a> {
+    pub(super) fn new(run: &'a Run, from: u64, until: Option<u64>) -> Self {
+        Self {
+            run,
+            ready: Vec::new(),
+            given: 0,
+            bytes: Vec::new(),
+            next_block: run.first_block(from),
+            from,
+            until,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Entry>> {
+        loop {
+            if let Some(entry) = self.ready.get(self.given) {
+                self.given += 1;
+                return Ok(Some(*entry));
+            }
+            self.ready.clear();
+            self.given = 0;
+            let blocks = self.run.fences.len();
+            let beyond = |fence: &u64| self.until.is_some_and(|until| *fence >= until);
+            if self.run.fences.get(self.next_block).is_none_or(beyond) {
+                return Ok(None);
+            }
+            let end = self.until.map_or(blocks, |until| {
+                self.run.fences.partition_point(|fence| *fence < until)
+            });
+            let to = (self.next_block + SCAN_BLOCKS).min(end);
+            self.run.read_blocks(self.next_block, to, &mut self.bytes)?;
+            let (from, until) = (self.from, self.until);
+            for (at, block) in self.bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+                let count = self.run.count(self.next_block + at);
+                self.ready
+                    .extend(entries(block, self.run.width, count).filter(|entry| {
+                        entry.order >= from && until.is_none_or(|until| entry.order < until)
+                    }));
+            }
+            self.next_block = to;
+        }
+    }
+}
