@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak bigtable
+.PHONY: help build demo test check interop soak bigtable bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,3 +43,8 @@ bigtable: ## 5 million rows copied, 500 000 of them changed, one transaction of 
 	@tools/setup test
 	cargo build --package alluvium
 	tools/bigtable
+
+bench: ## the benchmarks against PostgreSQL and peers, into bench/RESULTS.md (BENCH=quick: under 15 minutes)
+	@tools/setup bench
+	cargo build --release --package alluvium --package alluvium-bench
+	bench/run $(if $(filter quick,$(BENCH)),--quick) $(BENCH_ARGS)

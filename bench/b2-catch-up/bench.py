@@ -72,8 +72,7 @@ class Backlog:
         self.server: Server = context.server()
         self.peer: Server = context.server("subscriber")
         self.project: Project = context.project(db)
-        pick = 1 if context.quick else 0
-        self.base, self.wanted = scenario.base[pick], scenario.count[pick]
+        self.base, self.wanted = context.size(*scenario.base), context.size(*scenario.count)
 
     def prepare(self) -> None:
         self.server.create(self.db)

@@ -25,6 +25,8 @@ def run(context) -> None:
     free = shutil.disk_usage(context.dir).free
     if not context.quick and free > 45 * 2**30:
         sizes.append(50_000_000)
+    if context.smoke:
+        sizes = [100_000]
     for rows in sizes:
         db = "b3orders"
         context.server().create(db)
@@ -33,7 +35,7 @@ def run(context) -> None:
         project.catch_up()
         upserts(context, project, rows)
         project.compare()
-        if rows in (1_000_000, 10_000_000):
+        if rows in (1_000_000, 10_000_000) or context.smoke:
             merges(context, project, rows)
         project.remove()
         context.server().drop(db)

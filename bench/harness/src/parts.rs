@@ -74,7 +74,9 @@ pub(crate) fn measure(input: &Input) -> Result<Value> {
     })?;
     index_rates(&mut parts)?;
     rates(&mut parts, "deletion_vector_rows", || {
-        let rows: Vec<u32> = (0..DELETED_ROWS).map(|n| n.wrapping_mul(7919) % 1_000_000).collect();
+        let rows: Vec<u32> = (0..DELETED_ROWS)
+            .map(|n| n.wrapping_mul(7919) % 1_000_000)
+            .collect();
         Ok((rows.len(), black_box(deletion_vector_bytes(&rows)?)))
     })?;
     encode_rates(&mut parts, &copied, &input.scratch)?;
@@ -109,7 +111,9 @@ fn rates<T>(
 
 fn index_rates(parts: &mut Map<String, Value>) -> Result<()> {
     // All keys, in an order without order.
-    let keys: Vec<u64> = (0..INDEX_KEYS).map(|n| n.wrapping_mul(7_368_787) % INDEX_KEYS).collect();
+    let keys: Vec<u64> = (0..INDEX_KEYS)
+        .map(|n| n.wrapping_mul(7_368_787) % INDEX_KEYS)
+        .collect();
     let fill = |index: &mut Index| {
         for key in &keys {
             index.insert(*key, u32::try_from(*key).unwrap_or(u32::MAX));
@@ -153,7 +157,10 @@ fn encode_rates(parts: &mut Map<String, Value>, rows: &[RecordBatch], dir: &Path
 }
 
 /// The encoder as it is, with the settings silver uses.
-fn bare_encode(path: &Path, rows: &[RecordBatch]) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn bare_encode(
+    path: &Path,
+    rows: &[RecordBatch],
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let Some(first) = rows.first() else {
         return Ok(());
     };
@@ -191,7 +198,8 @@ fn decode_stream(loaded: &Loaded) -> Result<Vec<ChangeBatch>> {
     let mut batches = Vec::new();
     for (number, message) in loaded.messages.iter().enumerate() {
         assembler.handle(message)?;
-        if number % 1024 == 0 && !assembler.in_transaction() && assembler.memory_bytes() > CUT_BYTES {
+        if number % 1024 == 0 && !assembler.in_transaction() && assembler.memory_bytes() > CUT_BYTES
+        {
             batches.extend(assembler.take_batches()?);
         }
     }
@@ -223,7 +231,10 @@ async fn load(input: &Input) -> Result<Loaded> {
     })
 }
 
-async fn copy_bytes(client: &Client, table: &str) -> std::result::Result<Vec<Bytes>, tokio_postgres::Error> {
+async fn copy_bytes(
+    client: &Client,
+    table: &str,
+) -> std::result::Result<Vec<Bytes>, tokio_postgres::Error> {
     let sql = format!("COPY (SELECT * FROM \"{table}\") TO STDOUT (FORMAT binary)");
     client.copy_out(&sql).await?.try_collect().await
 }

@@ -19,8 +19,7 @@ pub(crate) fn read_keys(dir: &Path, column: &str) -> Result<Value> {
     let (mut rows, mut batches) = (0, 0_u64);
     for file in &table.files {
         let opened = File::open(&file.path).map_err(|e| failed(&e))?;
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| failed(&e))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| failed(&e))?;
         let mask = ProjectionMask::columns(builder.parquet_schema(), [column]);
         let reader = builder
             .with_projection(mask)

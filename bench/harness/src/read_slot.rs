@@ -158,7 +158,11 @@ impl Reader {
 
     /// Tag and body range of the next whole message.
     fn next_message(&mut self) -> Result<Option<(u8, std::ops::Range<usize>)>> {
-        let Some(header) = self.buffer.get(self.start..self.end).filter(|b| b.len() >= 5) else {
+        let Some(header) = self
+            .buffer
+            .get(self.start..self.end)
+            .filter(|b| b.len() >= 5)
+        else {
             return Ok(None);
         };
         let (tag, length) = (header[0], be_u32(header, 1)? as usize);
@@ -240,12 +244,16 @@ impl Reader {
 
 fn be_u32(bytes: &[u8], at: usize) -> Result<u32> {
     let found = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
-    found.map(u32::from_be_bytes).ok_or_else(|| odd("too short"))
+    found
+        .map(u32::from_be_bytes)
+        .ok_or_else(|| odd("too short"))
 }
 
 fn be_u64(bytes: &[u8], at: usize) -> Result<u64> {
     let found = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
-    found.map(u64::from_be_bytes).ok_or_else(|| odd("too short"))
+    found
+        .map(u64::from_be_bytes)
+        .ok_or_else(|| odd("too short"))
 }
 
 fn parse_lsn(text: &str) -> Result<u64> {

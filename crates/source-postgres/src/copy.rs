@@ -202,7 +202,12 @@ impl SnapshotSession {
             .copy_out(&sql)
             .await
             .map_err(|error| rights_hint(map_error(error, &doing)))?;
-        Ok(CopyReader::new(table, Box::pin(stream), doing, max_batch_bytes))
+        Ok(CopyReader::new(
+            table,
+            Box::pin(stream),
+            doing,
+            max_batch_bytes,
+        ))
     }
 }
 
@@ -315,7 +320,12 @@ impl CopyReader {
     #[must_use]
     pub fn of_chunks(table: &SourceTable, chunks: Vec<Bytes>, max_batch_bytes: usize) -> Self {
         let stream = futures::stream::iter(chunks.into_iter().map(Ok));
-        Self::new(table, Box::pin(stream), "decoding".to_owned(), max_batch_bytes)
+        Self::new(
+            table,
+            Box::pin(stream),
+            "decoding".to_owned(),
+            max_batch_bytes,
+        )
     }
 
     /// Rows returned so far and those of the batch in hand.
