@@ -49,7 +49,7 @@ def upserts(context, project, rows: int) -> None:
         project.wait_until_live(process)
         watcher = LogWatcher(os.path.join(project.lake, "silver", "orders"), "/public.orders")
         watcher.start()
-        for round_ in range(WARM_UP + max(5, context.repeat)):
+        for round_ in range(WARM_UP + max(8, context.repeat)):
             time.sleep(0.3)                                            # what the round before left to do is done
             before, written = procs.cpu_of(process.pid), procs.written_bytes(process.pid)
             with server.connect(project.db) as conn, procs.Clock([server.postmaster]) as out:
