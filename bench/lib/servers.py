@@ -25,7 +25,7 @@ class Server:
         self.postmaster = self.pg.postmaster_pid()
 
     def settings(self) -> dict:
-        return {**SETTINGS, "version": self.pg.version}
+        return {**SETTINGS, "version": str(self.one("postgres", "SELECT current_setting('server_version')")).split()[0]}
 
     def url(self, db: str) -> str:
         return self.pg.url(db)
