@@ -12,7 +12,8 @@ TITLE = "B6: the pure parts, on one core"
 CASE = "orders"
 PARTS = (
     ("pgoutput_decode_rows", "pgoutput → Arrow", "M rows/s", 1e6), ("copy_decode_rows", "binary COPY → Arrow", "M rows/s", 1e6),
-    ("merge_plan_changes", "merge planning (inserts)", "M changes/s", 1e6), ("index_insert_keys", "key index: new keys", "M/s", 1e6),
+    ("plan_insert_changes", "merge planning: inserts", "M changes/s", 1e6),
+    ("plan_update_changes", "merge planning: updates", "M changes/s", 1e6), ("index_insert_keys", "key index: new keys", "M/s", 1e6),
     ("index_update_keys", "key index: keys moved", "M/s", 1e6), ("index_lookup_keys", "key index: lookups", "M/s", 1e6),
     ("deletion_vector_rows", "deletion vector of 100 k random rows", "M rows/s", 1e6), ("encode_rows", "Parquet encode with statistics", "M rows/s", 1e6),
     ("bare_encode_rows", "bare Parquet encode (arrow-rs, zstd 1)", "M rows/s", 1e6), ("memory_copy_bytes", "memory copy", "GB/s", 1e9),

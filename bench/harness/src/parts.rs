@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use alluvium_change::{ChangeBatch, Error, Result};
+use alluvium_change::{ChangeBatch, Error, Op, Result};
 use alluvium_lake::bench_support::{Index, deletion_vector_bytes, write_data_file};
 use alluvium_lake::{Compression, LakeSettings};
-use alluvium_source_postgres::capture::Assembler;
+use alluvium_source_postgres::capture::{Assembler, Step};
 use alluvium_source_postgres::catalog::{SourceTable, TableSelection, load_tables};
 use alluvium_source_postgres::connect::{ConnectOptions, connect};
 use alluvium_source_postgres::copy::CopyReader;
@@ -64,14 +64,7 @@ pub(crate) fn measure(input: &Input) -> Result<Value> {
         let batches = decode_stream(&loaded)?;
         Ok((batches.iter().map(ChangeBatch::num_rows).sum(), batches))
     })?;
-    let planned: usize = changes.iter().map(ChangeBatch::num_rows).sum();
-    let index = Index::default();
-    rates(&mut parts, "merge_plan_changes", || {
-        for batch in &changes {
-            black_box(index.plan(batch)?);
-        }
-        Ok((planned, ()))
-    })?;
+    plan_rates(&mut parts, changes)?;
     index_rates(&mut parts)?;
     rates(&mut parts, "deletion_vector_rows", || {
         let rows: Vec<u32> = (0..DELETED_ROWS)
@@ -107,6 +100,32 @@ fn rates<T>(
     }
     parts.insert(name.to_owned(), json!(values));
     Ok(last)
+}
+
+/// Planning as if each row had been there, and was updated.
+fn plan_rates(parts: &mut Map<String, Value>, mut changes: Vec<ChangeBatch>) -> Result<()> {
+    let planned: usize = changes.iter().map(ChangeBatch::num_rows).sum();
+    let empty = Index::default();
+    rates(parts, "plan_insert_changes", || {
+        for batch in &changes {
+            black_box(empty.plan(batch)?);
+        }
+        Ok((planned, ()))
+    })?;
+    let mut index = Index::default();
+    // Keys count from 1.
+    for (row, key) in (0..u32::MAX).zip(1..=planned as u64) {
+        index.insert(key, row);
+    }
+    for batch in &mut changes {
+        batch.ops.fill(Op::Update);
+    }
+    rates(parts, "plan_update_changes", || {
+        for batch in &changes {
+            black_box(index.plan(batch)?);
+        }
+        Ok((planned, ()))
+    })
 }
 
 fn index_rates(parts: &mut Map<String, Value>) -> Result<()> {
@@ -197,7 +216,11 @@ fn decode_stream(loaded: &Loaded) -> Result<Vec<ChangeBatch>> {
     assembler.know(Arc::new(loaded.table.clone()))?;
     let mut batches = Vec::new();
     for (number, message) in loaded.messages.iter().enumerate() {
-        assembler.handle(message)?;
+        if let Step::Unknown(_) | Step::Failed(_) = assembler.handle(message)? {
+            return Err(Error::bug(
+                "the slot holds changes that do not fit the table",
+            ));
+        }
         if number % 1024 == 0 && !assembler.in_transaction() && assembler.memory_bytes() > CUT_BYTES
         {
             batches.extend(assembler.take_batches()?);
