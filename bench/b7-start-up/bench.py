@@ -16,7 +16,7 @@ REBUILD = 1.5
 
 
 def run(context) -> None:
-    sizes = [1_000_000] if context.quick else [10_000_000, 50_000_000]
+    sizes = [context.size(10_000_000, 1_000_000)] + ([] if context.quick else [50_000_000])
     for rows in sizes:
         case, db = f"{rows / 1e6:g}M rows", "b7orders"
         server = context.server()

@@ -239,7 +239,12 @@ async fn load(input: &Input) -> Result<Loaded> {
     };
     let table = load_tables(&client, &selection).await?.into_iter().next();
     let table = table.ok_or_else(|| Error::bug("there is no such table"))?;
-    let failed = |e: tokio_postgres::Error| Error::bug(format!("cannot load: {e}"));
+    let failed = |e: tokio_postgres::Error| {
+        let says = e
+            .as_db_error()
+            .map_or_else(|| e.to_string(), ToString::to_string);
+        Error::bug(format!("cannot load: {says}"))
+    };
     let copied = copy_bytes(&client, &input.table).await.map_err(failed)?;
     let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2)";
     let rows = client
@@ -258,6 +263,6 @@ async fn copy_bytes(
     client: &Client,
     table: &str,
 ) -> std::result::Result<Vec<Bytes>, tokio_postgres::Error> {
-    let sql = format!("COPY (SELECT * FROM \"{table}\") TO STDOUT (FORMAT binary)");
+    let sql = format!("COPY (SELECT * FROM public.\"{table}\") TO STDOUT (FORMAT binary)");
     client.copy_out(&sql).await?.try_collect().await
 }
