@@ -111,6 +111,7 @@ def render(bench_dir: str, modules: dict) -> str:
         m = samples.machine
         others = Figure([r["other_cores"] for r in samples.records if "other_cores" in r])
         dirty = " with changes not committed" if m.get("dirty") else ""
+        dirty += f" (program: {m['binary']})" if f"/{m['profile']}/" not in m["binary"] else ""
         parts.append(f"Commit {m['commit']}{dirty}, {m['at'][:16]}, {m['mode']} set, {m['profile']} build; {m['cores']} cores of {m['machine']}, {m['memory_mib'] // 1024} GiB;\n"
                      f"PostgreSQL {m['postgres']['version']}, fsync {m['postgres']['fsync']}, shared_buffers {m['postgres']['shared_buffers']};\n"
                      f"other work on the machine: {others.text(' cores')}. Lake and source compared: {m['outcome']}.\n")
