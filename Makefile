@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak bigtable largetransaction
+.PHONY: help build demo test check interop soak bigtable largetransaction bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,3 +48,8 @@ largetransaction: ## one transaction of 10 million rows at 512 MiB, half of it r
 	@tools/setup test
 	cargo build --package alluvium
 	tools/largetransaction
+
+bench: ## the benchmarks against PostgreSQL and peers, into bench/RESULTS.md (BENCH=quick: under 15 minutes)
+	@tools/setup bench
+	cargo build --release --package alluvium --package alluvium-bench
+	bench/run $(if $(filter quick,$(BENCH)),--quick) $(BENCH_ARGS)

@@ -9,6 +9,8 @@
 //! - [`Silver`]: the exact current rows of a source table
 //! - [`read`]: tables as of a version, for queries
 
+#[doc(hidden)]
+pub mod bench_support;
 mod bronze;
 mod fs;
 mod key_index;

@@ -14,8 +14,9 @@ use alluvium_change::{Error, Identity, Result, code};
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use arrow::util::display::array_value_to_string;
-use futures::StreamExt as _;
-use tokio_postgres::{Client, CopyOutStream};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use tokio_postgres::Client;
 
 use crate::catalog::{SourceTable, get};
 use crate::connect::{self, ConnectOptions, map_error, server_error};
@@ -201,20 +202,12 @@ impl SnapshotSession {
             .copy_out(&sql)
             .await
             .map_err(|error| rights_hint(map_error(error, &doing)))?;
-        Ok(CopyReader {
-            stream: Box::pin(stream),
-            cutter: TupleCutter::default(),
-            fields: Vec::with_capacity(table.plans.len()),
-            builders: table.plans.iter().map(ColumnPlan::builder).collect(),
-            schema: table.schema.arrow().clone(),
-            table: table.clone(),
+        Ok(CopyReader::new(
+            table,
+            Box::pin(stream),
             doing,
             max_batch_bytes,
-            batch_bytes: 0,
-            batch_rows: 0,
-            rows: 0,
-            bytes: 0,
-        })
+        ))
     }
 }
 
@@ -277,9 +270,11 @@ fn copy_sql(table: &SourceTable, range: CopyRange) -> Result<String> {
     ))
 }
 
+type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, tokio_postgres::Error>> + Send>>;
+
 /// The rows of one range, as they come.
 pub struct CopyReader {
-    stream: Pin<Box<CopyOutStream>>,
+    stream: Chunks,
     cutter: TupleCutter,
     fields: Fields,
     builders: Vec<ColumnBuilder>,
@@ -303,6 +298,36 @@ impl fmt::Debug for CopyReader {
 }
 
 impl CopyReader {
+    fn new(table: &SourceTable, stream: Chunks, doing: String, max_batch_bytes: usize) -> Self {
+        Self {
+            stream,
+            cutter: TupleCutter::default(),
+            fields: Vec::with_capacity(table.plans.len()),
+            builders: table.plans.iter().map(ColumnPlan::builder).collect(),
+            schema: table.schema.arrow().clone(),
+            table: table.clone(),
+            doing,
+            max_batch_bytes,
+            batch_bytes: 0,
+            batch_rows: 0,
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Decodes what a `COPY` has sent before: for `bench/harness`, to measure decoding alone.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn of_chunks(table: &SourceTable, chunks: Vec<Bytes>, max_batch_bytes: usize) -> Self {
+        let stream = futures::stream::iter(chunks.into_iter().map(Ok));
+        Self::new(
+            table,
+            Box::pin(stream),
+            "decoding".to_owned(),
+            max_batch_bytes,
+        )
+    }
+
     /// Rows returned so far and those of the batch in hand.
     #[must_use]
     pub fn rows(&self) -> u64 {

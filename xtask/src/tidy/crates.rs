@@ -39,6 +39,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (TESTKIT, &[]),
+    // Measures the parts one by one; nothing uses it.
+    (
+        "alluvium-bench",
+        &[
+            "alluvium-lake",
+            "alluvium-source-postgres",
+            "alluvium-change",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

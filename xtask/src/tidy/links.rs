@@ -33,6 +33,7 @@ struct Link<'a> {
 pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
     let mut pages = files_below(&root.join("docs"), "md")?;
+    pages.extend(files_below(&root.join("bench"), "md")?);
     pages.extend(
         PAGES_OF_ROOT
             .iter()

@@ -11,7 +11,7 @@ const LIMIT_LINES: usize = 700;
 
 pub(super) fn faults(root: &Path) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for dir in ["crates", "xtask"] {
+    for dir in ["crates", "bench/harness", "xtask"] {
         for path in files_below(&root.join(dir), "rs")? {
             faults.extend(of_file(&shown(root, &path), &read(&path)?));
         }

@@ -80,6 +80,12 @@ impl DeletionVector for Rows {
     }
 }
 
+/// A deletion vector's bytes as they stand in a file, for benchmarks.
+pub(crate) fn serialized(deleted: RoaringTreemap) -> Result<Bytes> {
+    let bytes = Rows(deleted).serialize();
+    bytes.map_err(|e| Error::bug("a deletion vector cannot be serialised").with_source(e))
+}
+
 /// Writes all of `deleted` into one new file of the table; returns their descriptors in order.
 /// The caller syncs the directory.
 pub(super) fn write_deletion_vectors<'a>(

@@ -19,6 +19,6 @@ mod table;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob};
 pub(crate) use commit::{Commit, DeletedRows, NewFile, now_ms};
-pub(crate) use deletion_vector::Descriptor;
+pub(crate) use deletion_vector::{Descriptor, serialized};
 pub(crate) use rows::LiveFile;
 pub(crate) use table::DeltaTable;

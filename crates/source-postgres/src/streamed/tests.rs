@@ -171,7 +171,7 @@ fn history(actions: &[(u8, u8, u8)], eager: bool) -> Server {
     }
     // Everything ends: each other transaction is rolled back.
     while !server.txns.is_empty() {
-        if server.txns.len() % 3 == 0 {
+        if server.txns.len().is_multiple_of(3) {
             server.abort(0);
         } else {
             server.commit(0);

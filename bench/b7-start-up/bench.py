@@ -1,0 +1,81 @@
+"""B7: start-up of a table that has rows: clean, and after kill -9 in the middle of work."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import data
+import procs
+from results import Line, Samples
+
+TITLE = "B7: start-up, clean and after kill -9, against a bare read of the key column"
+# From an index snapshot; what there is now is a rebuild.
+REBUILD = 1.5
+
+
+def run(context) -> None:
+    sizes = [context.size(10_000_000, 1_000_000)] + ([] if context.quick else [50_000_000])
+    for rows in sizes:
+        case, db = f"{rows / 1e6:g}M rows", "b7orders"
+        server = context.server()
+        server.create(db)
+        data.fill(server, db, "orders", rows)
+        project = context.project(db)
+        project.catch_up()
+        data.update(server, db, rows, 50_000)
+        project.catch_up()
+        for round_ in range(context.repeat):
+            context.record(case, "clean", round_, rows=rows, **project.catch_up())
+            crash(project, rows, round_)
+            context.record(case, "killed", round_, rows=rows, **project.catch_up())
+            context.record(case, "read-keys", round_, rows=rows, **read_keys(context, project))
+        project.compare()
+        project.remove()
+        server.drop(db)
+    server = context.server()
+    server.create("b7empty", data.ORDERS)
+    project = context.project("b7empty")
+    project.catch_up()
+    for round_ in range(context.repeat):
+        context.record("empty table", "clean", round_, rows=0, **project.catch_up())
+    project.compare()
+    project.remove()
+    server.drop("b7empty")
+
+
+def crash(project, rows: int, round_: int) -> None:
+    """Killed while it takes in changes."""
+    process = project.start()
+    try:
+        project.wait_until_live(process)
+        data.update(project.server, project.db, rows, 5_000 + 1_000 * round_)
+        time.sleep(0.05)
+    finally:
+        project.stop(process, signal.SIGKILL)
+
+
+def read_keys(context, project) -> dict:
+    out = os.path.join(project.dir, "keys.json")
+    with open(out, "wb") as file:
+        measured = procs.run([context.harness, "read-keys", "--table", os.path.join(project.lake, "silver", "orders"), "--column", "id"], [], stdout=file,
+                             log=os.path.join(project.dir, "keys.log"))
+    return {**measured, "reader": json.load(open(out))}
+
+
+def report(samples: Samples) -> list[Line]:
+    empty = samples.figure("empty table", "clean", lambda r: r["wall_s"])
+    lines = [Line("empty table", "start to end", empty.text(" s"))]
+    for case in samples.cases():
+        if case == "empty table":
+            continue
+        keys = samples.figure(case, "read-keys", lambda r: r["wall_s"])
+        lines.append(Line(case, "bare read of the key column", f"{keys.text(' s')}, {samples.figure(case, 'read-keys', lambda r: r['cpu_own_s']).text(' CPU-s')}"))
+        for side, what in (("clean", "clean start (the index is rebuilt)"), ("killed", "start after kill -9, with what was left to catch up")):
+            wall = samples.figure(case, side, lambda r: r["wall_s"])
+            lines.append(Line(case, what, f"{wall.text(' s')}, {samples.figure(case, side, lambda r: r['cpu_own_s']).text(' CPU-s')}",
+                              "≤ 2 s from a snapshot" if side == "clean" else "", wall.median <= 2 if side == "clean" else None))
+        over = samples.ratio(case, "clean", "read-keys", lambda r: max(r["wall_s"] - (empty.median if r["side"] == "clean" else 0), 1e-3))
+        lines.append(Line(case, "clean start without the fixed part, over the bare read", over.text("×"), f"≤ {REBUILD}×", over.median <= REBUILD))
+    return lines
