@@ -19,8 +19,24 @@ pub(crate) fn bronze_rebuilds_silver(setup: &Setup, table: &str, key: Option<&st
         key,
         rows: BTreeMap::new(),
     };
-    for event in events.as_array().unwrap() {
-        rebuilt.replay(event.as_object().unwrap());
+    let events: Vec<&Row> = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e.as_object().unwrap())
+        .collect();
+    // Without a key a row copied is not told from the same row inserted before: what came before the
+    // newest copy does not count.
+    let copied_at = events
+        .iter()
+        .filter(|event| event["_op"] == "r" && key.is_none())
+        .filter_map(|event| event["_commit_lsn"].as_i64())
+        .max();
+    for event in events {
+        let lsn = event["_commit_lsn"].as_i64();
+        if lsn > copied_at || (lsn == copied_at && event["_op"] == "r") {
+            rebuilt.replay(event);
+        }
     }
     let mut silver: BTreeMap<String, (Row, usize)> = BTreeMap::new();
     for row in setup
