@@ -11,7 +11,7 @@ use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::errors::{ParquetError, Result as ParquetResult};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use parquet::file::writer::SerializedFileWriter;
 
 use super::encoded::EncodedRows;
@@ -31,8 +31,7 @@ pub(crate) struct DataFileWriter {
     writer: Option<Writer>,
     stats: Option<StatsCollector>,
     num_rows: u64,
-    staging_bytes: usize,
-    fsync: bool,
+    settings: LakeSettings,
 }
 
 /// The Parquet file, and the row group that is being filled.
@@ -46,12 +45,11 @@ struct Writer {
 pub(super) fn properties(
     compression: Compression,
     row_group_rows: usize,
-) -> Result<WriterProperties> {
+) -> Result<WriterPropertiesBuilder> {
     Ok(WriterProperties::builder()
         .set_compression(codec(compression)?)
         .set_max_row_group_row_count(Some(row_group_rows))
-        .set_created_by(concat!("alluvium ", env!("CARGO_PKG_VERSION")).to_owned())
-        .build())
+        .set_created_by(concat!("alluvium ", env!("CARGO_PKG_VERSION")).to_owned()))
 }
 
 impl Writer {
@@ -160,7 +158,7 @@ impl DataFileWriter {
             .create_new(true)
             .open(&path)
             .map_err(|e| io_error("create", &path, e))?;
-        let properties = properties(settings.compression, ROW_GROUP_ROWS)?;
+        let properties = properties(settings.compression, ROW_GROUP_ROWS)?.build();
         let writer = Writer::new(file, schema, properties).map_err(|e| write_error(&path, e))?;
         Ok(Self {
             path,
@@ -169,8 +167,7 @@ impl DataFileWriter {
             writer: Some(writer),
             stats: Some(StatsCollector::new(schema)),
             num_rows: 0,
-            staging_bytes: settings.staging_bytes,
-            fsync: settings.fsync,
+            settings: settings.clone(),
         })
     }
 
@@ -194,7 +191,11 @@ impl DataFileWriter {
 
     /// Appends rows, which have the schema the file was created with.
     pub(crate) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
-        let staging_bytes = self.staging_bytes;
+        if rows.num_rows() >= self.settings.share_from_rows {
+            let encoded = EncodedRows::encode(rows, &self.settings)?;
+            return self.append(&[&encoded]);
+        }
+        let staging_bytes = self.settings.staging_bytes;
         let (writer, stats) = self.open()?;
         stats.update(rows);
         let mut written = writer.write(rows);
@@ -231,7 +232,7 @@ impl DataFileWriter {
             .and_then(|_| {
                 let file = writer.file.inner();
                 failpoint::hit("commit.data_written");
-                if self.fsync {
+                if self.settings.fsync {
                     file.sync_data()
                         .map_err(|e| io_error("sync", &self.path, e))?;
                 }

@@ -13,8 +13,10 @@ use parquet::arrow::ArrowWriter;
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
+use parquet::schema::types::ColumnPath;
 
 use super::data_file::properties;
+use super::distinct::hardly_repeats;
 use super::stats::{ColumnStats, StatsCollector};
 use crate::LakeSettings;
 
@@ -37,7 +39,14 @@ impl EncodedRows {
     /// Encodes rows, which must be few enough to be held twice.
     pub(crate) fn encode(rows: &RecordBatch, settings: &LakeSettings) -> Result<Self> {
         let schema = rows.schema();
-        let properties = properties(settings.compression, rows.num_rows().max(1))?;
+        let mut properties = properties(settings.compression, rows.num_rows().max(1))?;
+        for (field, column) in schema.fields().iter().zip(rows.columns()) {
+            if hardly_repeats(column) {
+                let path = ColumnPath::new(vec![field.name().clone()]);
+                properties = properties.set_column_dictionary_enabled(path, false);
+            }
+        }
+        let properties = properties.build();
         let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties))
             .map_err(failed)?;
         writer.write(rows).map_err(failed)?;

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod data_file;
+mod distinct;
 mod encoded;
 mod read_file;
 mod relabel;

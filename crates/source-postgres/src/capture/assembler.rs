@@ -75,7 +75,13 @@ pub struct Assembler {
     /// Finished batches of decoders that were replaced by a newer shape.
     finished: Vec<ChangeBatch>,
     transaction: Option<Transaction>,
+    /// Memory held when it was last measured, and what was fed since.
+    measured_bytes: usize,
+    fed_bytes: usize,
 }
+
+/// To measure all columns of all tables costs more than a change does.
+const MEASURE_EVERY_BYTES: usize = 64 << 10;
 
 impl Assembler {
     #[must_use]
@@ -108,6 +114,7 @@ impl Assembler {
         self.relations.clear();
         self.finished.clear();
         self.transaction = None;
+        self.measure();
     }
 
     /// Drops a table's rows and passes over its events from now on.
@@ -121,19 +128,20 @@ impl Assembler {
         self.transaction.is_some()
     }
 
-    /// Memory held by rows not yet taken, in bytes.
+    /// Memory held by rows not yet taken, in bytes, within some 64 KiB.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
+        self.measured_bytes + self.fed_bytes
+    }
+
+    fn measure(&mut self) {
         let decoding = self.entries.values().map(|entry| match entry {
             Entry::Decoding(decoder) => decoder.memory_bytes(),
             Entry::Ignored => 0,
         });
-        decoding.sum::<usize>()
-            + self
-                .finished
-                .iter()
-                .map(ChangeBatch::memory_bytes)
-                .sum::<usize>()
+        let finished = self.finished.iter().map(ChangeBatch::memory_bytes);
+        self.measured_bytes = decoding.sum::<usize>() + finished.sum::<usize>();
+        self.fed_bytes = 0;
     }
 
     #[must_use]
@@ -158,6 +166,7 @@ impl Assembler {
                 batches.push(batch);
             }
         }
+        self.measure();
         Ok(batches)
     }
 
@@ -357,7 +366,14 @@ impl Assembler {
             None => return Err(out_of_order("a change came before its relation")),
         };
         match decoder.push(op, transaction, serial, new, old) {
-            Ok(()) => Ok(Step::Continue),
+            Ok(()) => {
+                let tuples = new.into_iter().chain(old);
+                self.fed_bytes += tuples.map(TupleData::size_bytes).sum::<usize>();
+                if self.fed_bytes >= MEASURE_EVERY_BYTES {
+                    self.measure();
+                }
+                Ok(Step::Continue)
+            }
             Err(error) if error.is(&code::VALUE) => {
                 let table = Arc::clone(decoder.table());
                 self.fail(&table, error)
