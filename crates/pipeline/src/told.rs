@@ -19,14 +19,21 @@ fn path(state_dir: &Path, slot: &str) -> PathBuf {
 /// # Errors
 /// The project's state directory cannot be written.
 pub(crate) fn remember(state_dir: &Path, slot: &str, flushed: Lsn) -> Result<()> {
-    let path = path(state_dir, slot);
+    write_whole(state_dir, &path(state_dir, slot), &flushed.to_string())
+}
+
+/// Puts `text` into a file of the state directory: all of it, durably, or nothing.
+///
+/// # Errors
+/// The project's state directory cannot be written.
+pub(crate) fn write_whole(state_dir: &Path, path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("tmp");
     let write = || {
         std::fs::create_dir_all(state_dir)?;
         let mut file = File::create(&temporary)?;
-        file.write_all(flushed.to_string().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         file.sync_data()?;
-        std::fs::rename(&temporary, &path)?;
+        std::fs::rename(&temporary, path)?;
         File::open(state_dir)?.sync_all()
     };
     write().map_err(|error: std::io::Error| {

@@ -256,31 +256,13 @@ fn a_full_disk_is_named_and_loses_nothing() {
          INSERT INTO t SELECT g, md5(g::text) || md5((g * 7)::text) FROM generate_series(1, 200000) g",
         "\"public.*\"",
     );
-    // A file system of its own, in a mount namespace that ends with the shell.
     let script = r#"
         mkdir -p lake kept && mount -t tmpfs -o size=6m tmpfs lake || exit 99
         "$1" run --until-caught-up 2> full.err; echo $? > full.code
         mount -o remount,size=200m lake
         "$1" run --until-caught-up 2> after.err; echo $? > after.code
         cp -r lake/silver kept/"#;
-    let status = std::process::Command::new("unshare")
-        .args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ])
-        .arg(bin())
-        .current_dir(setup.dir.path())
-        .status()
-        .unwrap();
-    assert!(
-        status.success(),
-        "no mount namespace could be made: {status}"
-    );
+    setup.in_mount_namespace(script);
     let read = |name: &str| std::fs::read_to_string(setup.dir.path().join(name)).unwrap();
     let (code, stderr) = (read("full.code"), read("full.err"));
     assert_eq!(code.trim(), "1", "{stderr}");

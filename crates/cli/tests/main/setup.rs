@@ -81,6 +81,22 @@ impl Setup {
             .unwrap();
     }
 
+    /// Runs a shell script in the project's directory, with the program as `$1`. File systems that it
+    /// mounts end with it.
+    pub(crate) fn in_mount_namespace(&self, script: &str) {
+        let status = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount"])
+            .args(["sh", "-c", script, "sh"])
+            .arg(bin())
+            .current_dir(self.dir.path())
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "no mount namespace could be made: {status}"
+        );
+    }
+
     /// One table's entry of `alluvium status`.
     pub(crate) fn status(&self, table: &str) -> Value {
         let finished = self.alluvium(&["status", "--output", "json"]);

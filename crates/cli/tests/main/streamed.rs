@@ -368,31 +368,12 @@ fn a_full_disk_under_a_running_transaction_is_named_and_loses_nothing() {
     let setup = setup(None, LEAST_MEMORY);
     let large = ["BEGIN;", &insert("a", 100_000, 104_000), "COMMIT"];
     setup.pg.execute(&large.concat()).unwrap();
-    // A file system of its own, in a mount namespace that ends with the shell.
     let script = r#"
         mkdir -p .alluvium/spill && mount -t tmpfs -o size=1m tmpfs .alluvium/spill || exit 99
         "$1" run --until-caught-up 2> full.err; echo $? > full.code
         mount -o remount,size=100m .alluvium/spill
         "$1" run --until-caught-up 2> after.err; echo $? > after.code"#;
-    let args = [
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        "sh",
-    ];
-    let status = std::process::Command::new("unshare")
-        .args(args)
-        .arg(bin())
-        .current_dir(setup.dir.path())
-        .status()
-        .unwrap();
-    assert!(
-        status.success(),
-        "no mount namespace could be made: {status}"
-    );
+    setup.in_mount_namespace(script);
     let read = |name: &str| std::fs::read_to_string(setup.dir.path().join(name)).unwrap();
     let (code, stderr) = (read("full.code"), read("full.err"));
     assert_eq!(code.trim(), "1", "{stderr}");

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use alluvium_change::{Error, Lsn, Result, code};
 use alluvium_source_postgres::replication::{ReplicationConnection, SystemIdentity};
 
+use crate::told;
+
 /// Where the server's history leaves the one the lake has followed up to `known`: `None` when it
 /// does not.
 ///
@@ -54,7 +56,7 @@ pub(super) fn followed_timeline(state_dir: &Path, slot: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Writes down that the stream follows `timeline`. Losing it to a crash costs a check, no row.
+/// Writes down that the stream follows `timeline`.
 ///
 /// # Errors
 /// The project's state directory cannot be written.
@@ -62,13 +64,5 @@ pub(super) fn follow_timeline(state_dir: &Path, slot: &str, timeline: u32) -> Re
     if followed_timeline(state_dir, slot) == Some(timeline) {
         return Ok(());
     }
-    std::fs::create_dir_all(state_dir)
-        .and_then(|()| std::fs::write(path(state_dir, slot), timeline.to_string()))
-        .map_err(|error| {
-            Error::new(
-                &code::LAKE_READ_ONLY,
-                format!("cannot write to \"{}\"", state_dir.display()),
-            )
-            .with_detail(error.to_string())
-        })
+    told::write_whole(state_dir, &path(state_dir, slot), &timeline.to_string())
 }
