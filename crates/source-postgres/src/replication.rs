@@ -7,18 +7,20 @@
 
 mod frame;
 mod pace;
+mod pump;
 mod wire;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alluvium_change::{Code, Error, Lsn, Result, code};
+use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
 pub use frame::Frame;
 
 use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
 use frame::{parse_frame, protocol, put_status, take_message};
-use pace::{NAP, Pace};
+use pump::Pump;
 use wire::{Cell, Wire};
 
 /// How long an orderly end may take before the connection is just dropped.
@@ -68,9 +70,20 @@ const STREAMING_VERSION: u32 = 140_000;
 /// A session with `replication=database`.
 #[derive(Debug)]
 pub struct ReplicationConnection {
-    wire: Wire,
+    link: Link,
     slot: String,
-    pace: Pace,
+    /// Of a stream: read, and not cut yet.
+    received: BytesMut,
+}
+
+/// How the server is reached.
+#[derive(Debug)]
+enum Link {
+    /// For commands and their answers.
+    Commands(Wire),
+    Stream(Pump),
+    /// The stream could not begin.
+    Gone,
 }
 
 impl ReplicationConnection {
@@ -87,15 +100,21 @@ impl ReplicationConnection {
         })
         .await?;
         let mut connection = Self {
-            wire,
+            link: Link::Commands(wire),
             slot: String::new(),
-            pace: Pace::new(Instant::now()),
+            received: BytesMut::new(),
         };
         connection
-            .wire
             .query(NEWER_TIMEOUTS_SQL, "setting up the session")
             .await?;
         Ok(connection)
+    }
+
+    async fn query(&mut self, command: &str, doing: &str) -> Result<Vec<Vec<Cell>>> {
+        match &mut self.link {
+            Link::Commands(wire) => wire.query(command, doing).await,
+            Link::Stream(_) | Link::Gone => Err(Error::bug("a command in a stream")),
+        }
     }
 
     /// `IDENTIFY_SYSTEM`.
@@ -104,7 +123,6 @@ impl ReplicationConnection {
     /// `PG_CONNECTION_LOST`, or `PG_PROTOCOL` for an answer of another shape.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
         let rows = self
-            .wire
             .query("IDENTIFY_SYSTEM", "identifying the server")
             .await?;
         let row = first_row(rows)?;
@@ -137,7 +155,6 @@ impl ReplicationConnection {
             return Ok(Vec::new());
         }
         let rows = self
-            .wire
             .query(
                 &format!("TIMELINE_HISTORY {timeline}"),
                 "reading the server's history",
@@ -165,7 +182,6 @@ impl ReplicationConnection {
             quote_identifier(name)
         );
         let rows = self
-            .wire
             .query(&command, &format!("creating slot \"{name}\""))
             .await?;
         let row = first_row(rows)?;
@@ -207,10 +223,14 @@ impl ReplicationConnection {
             quote_literal(&names.join(",")),
         );
         let doing = format!("starting the stream of slot \"{slot}\"");
-        self.wire
-            .enter_stream(&command, &doing)
+        let Link::Commands(mut wire) = std::mem::replace(&mut self.link, Link::Gone) else {
+            return Err(Error::bug("a stream in a stream"));
+        };
+        wire.enter_stream(&command, &doing)
             .await
-            .map_err(|error| stream_error(error, slot))
+            .map_err(|error| stream_error(error, slot))?;
+        self.link = Link::Stream(Pump::start(wire)?);
+        Ok(())
     }
 
     /// Whether transactions will be sent while they run.
@@ -219,7 +239,6 @@ impl ReplicationConnection {
             return Ok(false);
         }
         let rows = self
-            .wire
             .query("SHOW server_version_num", "identifying the server")
             .await?;
         let row = first_row(rows)?;
@@ -237,18 +256,21 @@ impl ReplicationConnection {
         Ok(version >= STREAMING_VERSION)
     }
 
-    /// Waits for bytes and reads as many as are there, up to the buffer's size; of a fast stream it
-    /// lets more come first. Safe to cancel.
+    /// Waits for bytes that have been read ahead, and takes a part of them. Safe to cancel.
     ///
     /// # Errors
     /// `PG_CONNECTION_LOST`.
-    pub async fn fill(&mut self) -> Result<usize> {
-        if self.pace.should_nap() {
-            tokio::time::sleep(NAP).await;
+    pub async fn fill(&mut self) -> Result<()> {
+        let Link::Stream(pump) = &mut self.link else {
+            return Err(Error::bug("no stream was started"));
+        };
+        let bytes = pump.read().await?;
+        if self.received.is_empty() {
+            self.received = bytes;
+        } else {
+            self.received.unsplit(bytes);
         }
-        let bytes = self.wire.read("streaming").await?;
-        self.pace.read(Instant::now(), bytes);
-        Ok(bytes)
+        Ok(())
     }
 
     /// The next frame of what was read; `None` when the rest is not whole yet.
@@ -257,7 +279,7 @@ impl ReplicationConnection {
     /// The server's own error, as of [`Self::start`]; `PG_CONNECTION_LOST` at the stream's end;
     /// `PG_PROTOCOL`.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
-        while let Some(message) = take_message(&mut self.wire.received)? {
+        while let Some(message) = take_message(&mut self.received)? {
             match message.tag {
                 b'd' => return parse_frame(message.body).map(Some),
                 b'S' | b'N' => {}
@@ -298,14 +320,12 @@ impl ReplicationConnection {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let now_micros = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
-        put_status(
-            self.wire.outgoing(),
-            received,
-            flushed,
-            now_micros,
-            reply_requested,
-        );
-        self.wire.flush().await
+        let mut status = BytesMut::new();
+        put_status(&mut status, received, flushed, now_micros, reply_requested);
+        match &self.link {
+            Link::Stream(pump) => pump.send(status.freeze()).await,
+            Link::Commands(_) | Link::Gone => Err(Error::bug("a status outside a stream")),
+        }
     }
 
     /// Ends the stream in order: the server releases the slot before this returns.
@@ -313,19 +333,8 @@ impl ReplicationConnection {
     /// # Errors
     /// `PG_CONNECTION_LOST`; the connection is closed in any case.
     pub async fn close(mut self) -> Result<()> {
-        let orderly = async {
-            if !self.slot.is_empty() {
-                frontend::copy_done(self.wire.outgoing());
-                self.wire.flush().await?;
-                while self.take_until_ready()? {
-                    self.wire.read("closing the stream").await?;
-                }
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(CLOSE_TIMEOUT, orderly).await {
-            Ok(Ok(())) => self.wire.shutdown().await,
-            Ok(Err(error)) => Err(error),
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.close_in_order()).await {
+            Ok(closed) => closed,
             Err(_) => Err(Error::new(
                 &code::PG_CONNECTION_LOST,
                 "the server did not end the stream in time",
@@ -333,9 +342,25 @@ impl ReplicationConnection {
         }
     }
 
+    async fn close_in_order(&mut self) -> Result<()> {
+        if let Link::Stream(pump) = &self.link {
+            let mut done = BytesMut::new();
+            frontend::copy_done(&mut done);
+            pump.send(done.freeze()).await?;
+            while self.take_until_ready()? {
+                self.fill().await?;
+            }
+        }
+        match &mut self.link {
+            Link::Commands(wire) => wire.shutdown().await,
+            Link::Stream(pump) => pump.end().await,
+            Link::Gone => Ok(()),
+        }
+    }
+
     /// Drops what still comes; false when the server is ready for a command.
     fn take_until_ready(&mut self) -> Result<bool> {
-        while let Some(message) = take_message(&mut self.wire.received)? {
+        while let Some(message) = take_message(&mut self.received)? {
             match message.tag {
                 b'Z' => return Ok(false),
                 b'E' => return Err(ServerError::from_fields(&message.body).into_error("closing")),

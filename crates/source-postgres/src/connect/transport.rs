@@ -4,6 +4,7 @@
 //! the same for both.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -171,6 +172,28 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<bool> {
             "the answer is not that of a PostgreSQL server",
         )),
     }
+}
+
+impl Transport {
+    /// Has the socket watched by the runtime this is called in, and no longer by another.
+    pub(crate) fn move_to_this_runtime(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => *stream = watched_here(stream)?,
+            Self::Unix(stream) => {
+                let socket = stream.as_fd().try_clone_to_owned()?;
+                *stream = UnixStream::from_std(socket.into())?;
+            }
+            Self::Tls(stream) => {
+                let (stream, _) = stream.get_mut();
+                *stream = watched_here(stream)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn watched_here(stream: &TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
 }
 
 impl AsyncRead for Transport {

@@ -13,7 +13,9 @@ use super::frame::{Message, protocol, take_message};
 use crate::connect::{ConnectOptions, SETTINGS, ServerError, Transport, map_io};
 
 /// Large enough that a busy stream is read in few system calls.
-const READ_BYTES: usize = 256 * 1024;
+pub(super) const READ_BYTES: usize = 256 * 1024;
+/// With less room than this a new buffer is taken.
+const LEAST_ROOM_BYTES: usize = READ_BYTES / 4;
 
 /// A value of a simple query's row.
 pub(super) type Cell = Option<String>;
@@ -194,7 +196,9 @@ impl Wire {
 
     /// Reads once; the bytes are in [`Self::received`]. Safe to cancel.
     pub(super) async fn read(&mut self, doing: &str) -> Result<usize> {
-        self.received.reserve(READ_BYTES);
+        if self.received.capacity() - self.received.len() < LEAST_ROOM_BYTES {
+            self.received.reserve(READ_BYTES);
+        }
         match self.transport.read_buf(&mut self.received).await {
             Ok(0) => Err(Error::new(
                 &code::PG_CONNECTION_LOST,
@@ -226,7 +230,14 @@ impl Wire {
         self.transport.flush().await.map_err(lost)
     }
 
-    pub(super) async fn shutdown(mut self) -> Result<()> {
+    /// Has the socket watched by the runtime this is called in, and no longer by another.
+    pub(super) fn move_to_this_runtime(&mut self) -> Result<()> {
+        self.transport
+            .move_to_this_runtime()
+            .map_err(|error| map_io(error, "handing the connection to its thread"))
+    }
+
+    pub(super) async fn shutdown(&mut self) -> Result<()> {
         frontend::terminate(&mut self.to_send);
         self.flush().await?;
         self.transport
