@@ -28,13 +28,11 @@ pub(crate) struct Acknowledger {
 }
 
 impl Acknowledger {
-    /// Starts where the source was last told.
-    #[must_use]
-    pub(crate) fn new(flushed: Lsn) -> Self {
-        Self {
-            flushed,
-            ..Self::default()
-        }
+    /// Starts again where the source was last told. What is still said of earlier cuts means nothing
+    /// any more: their numbers are not used again.
+    pub(crate) fn restart(&mut self, flushed: Lsn) {
+        self.open.clear();
+        self.flushed = flushed;
     }
 
     /// Opens a cut that ends at `end_lsn` and that `tables` tables have to make durable.
@@ -93,9 +91,28 @@ impl Acknowledger {
 mod tests {
     use super::*;
 
+    fn started(flushed: Lsn) -> Acknowledger {
+        let mut acknowledger = Acknowledger::default();
+        acknowledger.restart(flushed);
+        acknowledger
+    }
+
+    #[test]
+    fn news_of_a_cut_from_before_a_restart_settles_no_other() {
+        let mut acknowledger = started(Lsn(5));
+        let before = acknowledger.open(Lsn(10), 1);
+        acknowledger.restart(Lsn(5));
+        acknowledger.open(Lsn(10), 1);
+        acknowledger.done(before);
+        assert_eq!(
+            (acknowledger.flushed(), acknowledger.open_cuts()),
+            (Lsn(5), 1)
+        );
+    }
+
     #[test]
     fn a_later_cut_waits_for_an_earlier_one() {
-        let mut acknowledger = Acknowledger::new(Lsn(5));
+        let mut acknowledger = started(Lsn(5));
         let first = acknowledger.open(Lsn(10), 2);
         let second = acknowledger.open(Lsn(20), 1);
         acknowledger.done(second);
@@ -114,7 +131,7 @@ mod tests {
 
     #[test]
     fn idle_progress_waits_for_open_cuts() {
-        let mut acknowledger = Acknowledger::new(Lsn(1));
+        let mut acknowledger = started(Lsn(1));
         acknowledger.idle_through(Lsn(7));
         assert_eq!(acknowledger.flushed(), Lsn(7));
         let cut = acknowledger.open(Lsn(10), 1);
@@ -128,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_cut_without_tables_is_durable_at_once() {
-        let mut acknowledger = Acknowledger::new(Lsn(0));
+        let mut acknowledger = started(Lsn(0));
         acknowledger.open(Lsn(10), 0);
         assert_eq!(acknowledger.flushed(), Lsn(10));
     }

@@ -14,6 +14,7 @@ mod task;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
 use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings};
@@ -52,6 +53,8 @@ pub(crate) struct TableOwner {
     broken: bool,
     /// The last transaction of which changes are staged and not committed.
     staged_through: Option<Lsn>,
+    /// When the newest of them was committed at the source.
+    newest_staged_micros: Option<i64>,
     catch_up: Option<CatchUp>,
     context: OwnerContext,
 }
@@ -99,6 +102,7 @@ impl TableOwner {
             phase: Phase::Waiting,
             broken,
             staged_through: None,
+            newest_staged_micros: None,
             catch_up: None,
             context,
         };
@@ -200,14 +204,18 @@ impl TableOwner {
                 end,
                 permit,
             } => {
-                if let Err(error) = self.cut(&batches, end) {
-                    events.extend(self.failed(error));
-                }
+                let took = match self.cut(&batches, end) {
+                    Ok(took) => took,
+                    Err(error) => {
+                        events.extend(self.failed(error));
+                        Duration::ZERO
+                    }
+                };
                 drop(permit);
                 if let Some(end) = end
                     && !events.iter().any(|event| matches!(event, Event::Fatal(_)))
                 {
-                    events.push(Event::Durable(end.id));
+                    events.push(Event::Durable { cut: end.id, took });
                 }
             }
             Command::PrepareCopy { table, reply } => {
@@ -266,8 +274,8 @@ impl TableOwner {
         Ok(())
     }
 
-    /// Stages all changes of a cut, and commits bronze at its end. Answers what silver said.
-    fn land(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<Result<()>> {
+    /// Stages all changes of a cut, or of a part of one. Answers what silver said.
+    fn land(&mut self, batches: &[ChangeBatch]) -> Result<Result<()>> {
         let most_bytes = self.context.lake.settings().staging_bytes;
         let mut merged = Ok(());
         for batch in batches {
@@ -286,21 +294,25 @@ impl TableOwner {
                 self.stage(&batch.slice(from, step), &mut merged)?;
             }
         }
-        if let Some(end) = end {
-            failpoint::hit("land.before_commit");
-            self.bronze.commit(end.position)?;
-            failpoint::hit("land.after_commit");
-            self.staged_through = None;
-        }
         Ok(merged)
     }
 
-    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<()> {
+    /// Takes in a cut, or a part of one. Answers how long its commit took.
+    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<Duration> {
         if self.broken {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
-        let merged = match self.land(batches, end) {
-            Ok(merged) => merged,
+        let began = Instant::now();
+        let landed = self.land(batches);
+        let staged = Instant::now();
+        let landed = landed.and_then(|merged| {
+            if let Some(end) = end {
+                self.commit_bronze(end.position)?;
+            }
+            Ok(merged)
+        });
+        match landed {
+            Ok(merged) => merged?,
             Err(error) if is_of_lake(&error) => return Err(error),
             Err(error) => {
                 // Bronze itself cannot go on: what comes now is not kept.
@@ -308,15 +320,15 @@ impl TableOwner {
                     .iter()
                     .filter_map(|batch| batch.commit_lsn.first())
                     .min();
-                return self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error);
+                self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error)?;
+                return Ok(Duration::ZERO);
             }
-        };
-        merged?;
+        }
         if self.phase != Phase::Live {
-            return Ok(());
+            return Ok(staged.elapsed());
         }
         let Some(silver) = &mut self.silver else {
-            return Ok(());
+            return Ok(staged.elapsed());
         };
         if let Some(end) = end {
             failpoint::hit("merge.before_commit");
@@ -326,21 +338,47 @@ impl TableOwner {
             }
             failpoint::hit("merge.after_commit");
         }
+        let took = staged.elapsed();
+        tracing::debug!(
+            table = %self.table.schema.id,
+            changes = batches.iter().map(ChangeBatch::num_rows).sum::<usize>(),
+            staging_ms = (staged - began).as_millis(),
+            commit_ms = end.map(|_| took.as_millis()),
+            "cut"
+        );
+        self.tell_changes(batches, end.is_some());
+        Ok(took)
+    }
+
+    fn commit_bronze(&mut self, position: Lsn) -> Result<()> {
+        failpoint::hit("land.before_commit");
+        self.bronze.commit(position)?;
+        failpoint::hit("land.after_commit");
+        self.staged_through = None;
+        Ok(())
+    }
+
+    fn tell_changes(&mut self, batches: &[ChangeBatch], committed: bool) {
         let changes: usize = batches.iter().map(ChangeBatch::num_rows).sum();
         let newest = batches
             .iter()
             .filter_map(|batch| batch.commit_time_micros.last())
             .max();
+        self.newest_staged_micros = self.newest_staged_micros.max(newest.copied());
+        let newest = if committed {
+            self.newest_staged_micros.take()
+        } else {
+            None
+        };
         self.context
             .board
             .table(&self.table.schema.id.to_string(), |status| {
                 status.changes += changes as u64;
-                if let (Some(&newest), Some(_)) = (newest, end) {
+                if let Some(newest) = newest {
                     status.newest_commit_micros = Some(newest);
                     status.commit_lag_ms = u64::try_from((now_micros() - newest) / 1000).ok();
                 }
             });
-        Ok(())
     }
 
     fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {

@@ -61,8 +61,6 @@ struct Pipeline {
     /// Tables to be copied with the next job; one job runs at a time.
     copy_queue: Vec<CopyTarget>,
     copy_jobs: JoinSet<Result<()>>,
-    /// For `until_caught_up`.
-    target: Option<Lsn>,
     _lock: LakeLock,
 }
 
@@ -178,7 +176,7 @@ impl Pipeline {
         let settle = async {
             while !self.stream.is_settled() {
                 match self.events.recv().await {
-                    Some(Event::Durable(cut)) => self.stream.durable(cut),
+                    Some(Event::Durable { cut, took }) => self.stream.durable(cut, took),
                     Some(Event::Fatal(_)) | None => return,
                     Some(_) => {}
                 }

@@ -31,6 +31,11 @@ use crate::told;
 const OPEN_CUTS: usize = 2;
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 const BYTES_PER_PERMIT: usize = 1024;
+/// Whole transactions of so many bytes are handed over before their cut ends, so that owners work
+/// while the rest arrives. They make a row group.
+const PART_BYTES: usize = 4 << 20;
+/// Writing takes less than one part in so many of the time.
+const PAUSE_FOR_WORK: u32 = 3;
 /// How much of a transaction that has ended is decoded before the server, the owners and the clock
 /// are looked after again.
 const REPLAY_SLICE_BYTES: u64 = 256 * 1024;
@@ -38,7 +43,7 @@ const REPLAY_SLICE_BYTES: u64 = 256 * 1024;
 /// Memory for changes, of the pipeline's budget.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StreamLimits {
-    /// Decoded rows that make a cut without waiting for its time.
+    /// Decoded rows of a transaction that has not ended which are handed over all the same.
     pub cut_bytes: usize,
     /// Rows handed over to owners and not yet encoded.
     pub handed_over_bytes: usize,
@@ -69,10 +74,13 @@ pub(crate) struct Stream {
     dirty: HashSet<TableId>,
     /// The last transaction that ended, when it is not yet in a cut.
     ended: Option<(Lsn, Lsn)>,
+    /// Where the parts of the open cut that were handed over end, if at a transaction's end.
+    whole_through: Option<Lsn>,
     /// The last transaction that ended, in a cut or not.
     last_ended: Lsn,
     last_cut: Instant,
-    opened: BTreeMap<CutId, Instant>,
+    /// What owners worked to commit the cut that is open.
+    worked: Duration,
     interval: Duration,
     last_status: Instant,
     told: Lsn,
@@ -80,6 +88,8 @@ pub(crate) struct Stream {
     memory_of_told: (PathBuf, String),
     received: Lsn,
     server: Lsn,
+    /// Where a run that is to end when caught up ends.
+    pub target: Option<Lsn>,
 }
 
 impl Stream {
@@ -104,30 +114,46 @@ impl Stream {
             waiting: Vec::new(),
             dirty: HashSet::new(),
             ended: None,
+            whole_through: None,
             last_ended: Lsn::ZERO,
             last_cut: now,
-            opened: BTreeMap::new(),
+            worked: Duration::ZERO,
             interval: Duration::from_millis(commit.min_interval_ms),
             last_status: now,
             told: Lsn::ZERO,
             memory_of_told,
             received: Lsn::ZERO,
             server: Lsn::ZERO,
+            target: None,
         }
     }
 
-    /// Forgets what was not handed over, as when the connection is made again.
+    /// Forgets what was not handed over, as when the connection is made again. Whole transactions that
+    /// were are committed.
     ///
     /// # Errors
     /// An owner has ended; spilled transactions cannot be removed.
     pub(crate) async fn restart(&mut self, confirmed: Lsn) -> Result<()> {
+        if let Some(position) = self.whole_through.take() {
+            let id = self.acknowledger.open(position, self.dirty.len());
+            for table in &self.dirty {
+                let end = Some(CutEnd { id, position });
+                self.owner(table)?
+                    .send(Command::Cut {
+                        batches: Vec::new(),
+                        end,
+                        permit: None,
+                    })
+                    .await?;
+            }
+        }
         self.assembler.reset();
         self.streamed.reset()?;
         self.waiting.clear();
         self.dirty.clear();
         self.ended = None;
-        self.opened.clear();
-        self.acknowledger = Acknowledger::new(confirmed);
+        self.worked = Duration::ZERO;
+        self.acknowledger.restart(confirmed);
         for owner in self.owners.values() {
             owner.send(Command::Restarted).await?;
         }
@@ -163,16 +189,16 @@ impl Stream {
         self.acknowledger.open_cuts() == 0 && self.ended.is_none() && self.waiting.is_empty()
     }
 
-    /// A table's owner made a cut durable.
-    pub(crate) fn durable(&mut self, cut: CutId) {
+    /// A table's owner made a cut durable; to commit it took it so long.
+    pub(crate) fn durable(&mut self, cut: CutId, took: Duration) {
+        let open = self.acknowledger.open_cuts();
         self.acknowledger.done(cut);
-        if self.acknowledger.open_cuts() < self.opened.len()
-            && let Some((_, since)) = self.opened.pop_first()
-        {
-            // Long enough that writing takes less than a third of the time.
+        self.worked += took;
+        if self.acknowledger.open_cuts() < open {
             let least = Duration::from_millis(self.commit.min_interval_ms);
             let most = Duration::from_millis(self.commit.max_interval_ms);
-            self.interval = (since.elapsed() * 3).clamp(least, most);
+            self.interval = (self.worked * PAUSE_FOR_WORK).clamp(least, most);
+            self.worked = Duration::ZERO;
         }
     }
 
@@ -274,6 +300,10 @@ impl Stream {
                 self.ended = Some((position, end_lsn));
                 self.last_ended = position;
                 self.cut_if_due()?;
+                if self.assembler.memory_bytes() >= PART_BYTES {
+                    self.cut_part()?;
+                    self.whole_through = self.waiting.is_empty().then_some(position);
+                }
                 Ok(None)
             }
             Step::Unknown(relation) => Ok(Some(Need::Catalog(relation))),
@@ -281,14 +311,19 @@ impl Stream {
         }
     }
 
-    /// Cuts when it is time, or the rows are many.
+    /// Cuts when it is time, or all that was waited for has come.
     ///
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
     pub(crate) fn cut_if_due(&mut self) -> Result<()> {
-        let due = self.last_cut.elapsed() >= self.interval
-            || self.assembler.memory_bytes() >= self.limits.cut_bytes;
-        if due { self.cut() } else { Ok(()) }
+        let is_last = self.target.is_some_and(|target| {
+            self.flushed() < target && self.ended.is_some_and(|(_, end_lsn)| end_lsn >= target)
+        });
+        if is_last || self.last_cut.elapsed() >= self.interval {
+            self.cut()
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends a cut at the last transaction, when there is one and there is room.
@@ -334,10 +369,14 @@ impl Stream {
         position: Lsn,
         end_lsn: Lsn,
     ) {
+        tracing::debug!(
+            rows = batches.iter().map(ChangeBatch::num_rows).sum::<usize>(),
+            tables = places.len(),
+            open_cuts = self.acknowledger.open_cuts(),
+            since_last_ms = self.last_cut.elapsed().as_millis(),
+            "cutting"
+        );
         let id = self.acknowledger.open(end_lsn, places.len());
-        if self.acknowledger.open_cuts() > 0 {
-            self.opened.insert(id, Instant::now());
-        }
         let mut by_table = group(batches);
         for (table, place) in places {
             let batches = by_table.remove(&table).unwrap_or_default();
@@ -350,6 +389,7 @@ impl Stream {
         }
         self.dirty.clear();
         self.ended = None;
+        self.whole_through = None;
         self.last_cut = Instant::now();
     }
 
@@ -363,11 +403,13 @@ impl Stream {
         self.waiting.clear();
     }
 
-    /// Hands over a part of a transaction that is too large to be held whole.
+    /// Hands over a part of a cut: whole transactions, or a part of one that is too large to be held
+    /// whole.
     fn cut_part(&mut self) -> Result<()> {
         if !self.waiting.is_empty() {
             return Ok(());
         }
+        self.whole_through = None;
         self.waiting = self.assembler.take_batches()?;
         self.hand_over_waiting();
         Ok(())
@@ -460,6 +502,7 @@ impl Stream {
     /// # Errors
     /// An owner has ended, or Arrow refuses decoded columns.
     pub(crate) async fn flush_parts(&mut self) -> Result<()> {
+        self.whole_through = None;
         let mut batches = std::mem::take(&mut self.waiting);
         batches.extend(self.assembler.take_batches()?);
         for batch in batches {

@@ -1,6 +1,7 @@
 //! What an owner is asked to do, what it tells, and how others reach it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code};
 use alluvium_lake::CopyState;
@@ -85,7 +86,11 @@ pub(crate) enum Command {
 /// What an owner tells the pipeline.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Durable(CutId),
+    /// The table's part of a cut is committed, which took it so long.
+    Durable {
+        cut: CutId,
+        took: Duration,
+    },
     /// The table must be copied (again).
     NeedsCopy(TableId),
     PhaseChanged,

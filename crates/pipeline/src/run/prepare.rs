@@ -103,7 +103,7 @@ pub(super) async fn prepare(
         }
     }
     if pipeline.run.until_caught_up {
-        pipeline.target = Some(slot::current_lsn(&client).await?);
+        pipeline.stream.target = Some(slot::current_lsn(&client).await?);
     }
     pipeline.stream.restart(start).await?;
     start_stream(&pipeline, &mut connection, start).await?;
@@ -168,7 +168,6 @@ fn assemble(
         owner_tasks: JoinSet::new(),
         copy_queue: Vec::new(),
         copy_jobs: JoinSet::new(),
-        target: None,
         _lock: lock,
     }
 }

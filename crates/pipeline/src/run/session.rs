@@ -59,6 +59,7 @@ impl Pipeline {
             }
             self.stream.cut_if_due()?;
             let behind = self
+                .stream
                 .target
                 .is_some_and(|target| self.stream.flushed() < target);
             self.stream.tell_server(connection, false).await?;
@@ -95,7 +96,7 @@ impl Pipeline {
     }
 
     fn is_finished(&self) -> bool {
-        let Some(target) = self.target else {
+        let Some(target) = self.stream.target else {
             return false;
         };
         if self.stream.flushed() < target
@@ -114,7 +115,7 @@ impl Pipeline {
 
     fn heed(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Durable(cut) => self.stream.durable(cut),
+            Event::Durable { cut, took } => self.stream.durable(cut, took),
             Event::Fatal(error) => return Err(error),
             Event::PhaseChanged => {}
             Event::NeedsCopy(id) => {
@@ -142,7 +143,7 @@ impl Pipeline {
             Ok(Ok(())) => {}
             Ok(Err(error)) if is_of_lake(&error) => return Err(error),
             // Told per table already; the stream goes on.
-            Ok(Err(error)) if self.target.is_none() => {
+            Ok(Err(error)) if self.stream.target.is_none() => {
                 tracing::error!(error = %error, hint = error.hint(), "copying stopped");
             }
             Ok(Err(error)) => return Err(error),
