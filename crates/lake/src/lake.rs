@@ -8,6 +8,7 @@ use std::sync::Arc;
 use alluvium_change::{Error, Result, code};
 
 use crate::key_index::IndexBudget;
+use crate::silver::RecentBudget;
 use crate::{LakeSettings, fs as durable};
 
 /// A handle on the lake's directory. Cloning is cheap.
@@ -21,6 +22,7 @@ struct Inner {
     root: PathBuf,
     settings: LakeSettings,
     index_budget: Arc<IndexBudget>,
+    recent_budget: Arc<RecentBudget>,
 }
 
 impl Lake {
@@ -53,6 +55,7 @@ impl Lake {
             inner: Arc::new(Inner {
                 root,
                 index_budget: IndexBudget::new(settings.index.memory_bytes),
+                recent_budget: RecentBudget::new(settings.recent_bytes),
                 settings,
             }),
         })
@@ -70,6 +73,16 @@ impl Lake {
 
     pub(crate) fn index_budget(&self) -> &Arc<IndexBudget> {
         &self.inner.index_budget
+    }
+
+    pub(crate) fn recent_budget(&self) -> &Arc<RecentBudget> {
+        &self.inner.recent_budget
+    }
+
+    /// Memory of rows that are kept for views of silver tables.
+    #[must_use]
+    pub fn recent_bytes(&self) -> usize {
+        self.inner.recent_budget.used_bytes()
     }
 
     /// The directory of a silver table.

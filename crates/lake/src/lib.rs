@@ -29,5 +29,5 @@ pub use log::{CheckpointDone, CheckpointJob};
 pub use settings::{
     Compression, IndexSettings, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings,
 };
-pub use silver::{Applied, CopyState, Silver};
+pub use silver::{Applied, CopyState, Silver, SilverView};
 pub use write::EncodedRows;

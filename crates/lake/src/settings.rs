@@ -53,6 +53,8 @@ pub struct LakeSettings {
     /// rows share a row group with others.
     pub share_from_rows: usize,
     pub index: IndexSettings,
+    /// Memory for rows that no commit has yet, kept for [`crate::Silver::view`]. 0: none are kept.
+    pub recent_bytes: usize,
     /// Off only where losing the last commits at a power cut does not matter.
     pub fsync: bool,
 }
@@ -66,6 +68,7 @@ impl Default for LakeSettings {
             staging_bytes: 32 << 20,
             share_from_rows: 1024,
             index: IndexSettings::default(),
+            recent_bytes: 0,
             fsync: true,
         }
     }

@@ -208,6 +208,12 @@ impl Silver {
             Some(_) => self.metadata_columns(batch, plan)?,
             None => None,
         };
+        let recent = match encoded {
+            Some(_) if self.recent.is_kept() => {
+                Some(self.with_metadata(&batch.rows, metadata.as_ref())?)
+            }
+            _ => None,
+        };
         let metadata = self.encode(metadata)?;
         // Values come from rows that may be dead afterwards: read first.
         let rows = match encoded {
@@ -220,10 +226,18 @@ impl Silver {
             self.bury(*dead)?;
         }
         let first = match rows {
-            Some(rows) => Some(
-                self.stage
-                    .write(&rows, &self.columns, None, &mut self.segments)?,
-            ),
+            Some(rows) => {
+                let (columns, segments) = (&self.columns, &mut self.segments);
+                let first = self.stage.write(&rows, columns, None, segments)?;
+                self.recent.push(
+                    first.segment,
+                    match rows {
+                        Rows::Plain(rows) => Some(rows),
+                        Rows::Encoded(_) => recent,
+                    },
+                );
+                Some(first)
+            }
             None => None,
         };
         for (key, place) in &plan.index {

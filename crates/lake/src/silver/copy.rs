@@ -10,7 +10,6 @@ use alluvium_change::{Error, Identity, Lsn, Result, code};
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, new_null_array};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, TimeUnit};
-use hashbrown::HashMap;
 
 use super::apply::State;
 use super::index::{Index, Lookups};
@@ -206,16 +205,7 @@ impl Silver {
                 &mut self.segments,
             );
         }
-        let mut values: HashMap<&str, ArrayRef> = HashMap::new();
-        for (column, array) in self.schema.columns.iter().zip(rows.columns()) {
-            values.insert(&column.name, Arc::clone(array));
-        }
-        if let Some(metadata) = &metadata {
-            for ((_, name), array) in self.metadata.iter().zip(metadata.columns()) {
-                values.insert(name, Arc::clone(array));
-            }
-        }
-        let plain = Rows::Plain(self.in_table_order(&values, count)?);
+        let plain = Rows::Plain(self.with_metadata(rows, metadata.as_ref())?);
         self.stage
             .write(&plain, columns, snapshot, &mut self.segments)
     }

@@ -100,6 +100,24 @@ impl Silver {
             .map_err(bug)
     }
 
+    /// The source's columns and the table's own as rows of the table.
+    pub(super) fn with_metadata(
+        &self,
+        rows: &RecordBatch,
+        metadata: Option<&RecordBatch>,
+    ) -> Result<RecordBatch> {
+        let mut columns: HashMap<&str, ArrayRef> = HashMap::new();
+        for (column, values) in self.schema.columns.iter().zip(rows.columns()) {
+            columns.insert(&column.name, Arc::clone(values));
+        }
+        if let Some(metadata) = metadata {
+            for ((_, name), values) in self.metadata.iter().zip(metadata.columns()) {
+                columns.insert(name, Arc::clone(values));
+            }
+        }
+        self.in_table_order(&columns, rows.num_rows())
+    }
+
     pub(super) fn encode(&self, rows: Option<RecordBatch>) -> Result<Option<EncodedRows>> {
         rows.map(|rows| EncodedRows::encode(&rows, &self.lake))
             .transpose()

@@ -22,9 +22,11 @@ mod evolve;
 mod fill;
 mod index;
 mod open;
+mod recent;
 mod segments;
 mod stage;
 mod txn;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,9 +37,12 @@ use arrow::datatypes::SchemaRef;
 
 pub use apply::Applied;
 use index::{Index, Places};
+use recent::Recent;
+pub(crate) use recent::RecentBudget;
 use segments::Segments;
 use stage::Stage;
 use txn::Positions;
+pub use view::SilverView;
 
 use crate::log::{Commit, DeltaTable};
 use crate::{CheckpointDone, CheckpointJob, LakeSettings, MetadataColumn, Owner, SilverSettings};
@@ -73,6 +78,7 @@ pub struct Silver {
     places: Places,
     index_read_back: bool,
     stage: Stage,
+    recent: Recent,
     positions: Positions,
     conflicts: u64,
     /// The latest snapshot rows were copied under since the table was opened.
@@ -303,6 +309,7 @@ impl Silver {
         self.segments
             .committed(&self.dir, &committed.adds, &committed.deletes)?;
         self.positions.set(&txns);
+        self.recent.clear();
         self.index_committed();
         Ok(committed.version)
     }

@@ -8,6 +8,7 @@ use roaring::RoaringTreemap;
 
 use super::Silver;
 use super::index::Places;
+use super::recent::Recent;
 use super::segments::Segments;
 use super::stage::Stage;
 use super::txn::Positions;
@@ -68,6 +69,7 @@ impl Silver {
             settings,
             lake: lake.settings().clone(),
             stage: Stage::new(dir.clone(), lake.settings().clone()),
+            recent: Recent::new(Arc::clone(lake.recent_budget())),
             dir,
             columns,
             schema,
@@ -119,7 +121,7 @@ impl Segments {
     ) -> impl Iterator<Item = (&crate::log::LiveFile, &RoaringTreemap)> {
         self.iter()
             .filter(|(_, s)| s.committed)
-            .map(|(_, s)| (&s.file, &s.deleted))
+            .map(|(_, s)| (&s.file, s.deleted.as_ref()))
     }
 }
 

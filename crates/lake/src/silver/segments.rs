@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use alluvium_change::{Error, Lsn, Result};
 use roaring::RoaringTreemap;
@@ -19,7 +20,8 @@ pub(super) struct Segment {
     pub(super) committed: bool,
     /// The snapshot its rows were copied under; None when changes wrote it.
     pub(super) snapshot: Option<Lsn>,
-    pub(super) deleted: RoaringTreemap,
+    /// Shared with views: copied when it changes while one is held.
+    pub(super) deleted: Arc<RoaringTreemap>,
     /// Rows were deleted since the last commit.
     dirty: bool,
 }
@@ -101,7 +103,7 @@ impl Segments {
             file,
             committed: true,
             snapshot,
-            deleted,
+            deleted: Arc::new(deleted),
             dirty: false,
         };
         self.by_id.insert(id, segment);
@@ -127,7 +129,7 @@ impl Segments {
             file,
             committed: false,
             snapshot,
-            deleted,
+            deleted: Arc::new(deleted),
             dirty: false,
         };
         self.by_id.insert(id, segment);
@@ -160,7 +162,7 @@ impl Segments {
                 "the key index names a row beyond its file's end",
             ));
         }
-        if !segment.deleted.insert(u64::from(location.row)) {
+        if !Arc::make_mut(&mut segment.deleted).insert(u64::from(location.row)) {
             return Err(Error::bug("the key index names a row that is deleted"));
         }
         segment.dirty = true;
@@ -295,7 +297,7 @@ impl Segment {
                 self.file.stats.clone()
             },
             num_rows: self.file.num_rows,
-            deleted: any_deleted.then(|| self.deleted.clone()),
+            deleted: any_deleted.then(|| (*self.deleted).clone()),
         }
     }
 }

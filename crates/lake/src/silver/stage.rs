@@ -80,6 +80,13 @@ impl Stage {
         self.open().find(|file| file.id == id)?.snapshot
     }
 
+    /// Deleted rows of an open file.
+    pub(super) fn deleted_of(&self, id: SegmentId) -> Option<&RoaringTreemap> {
+        self.open()
+            .find(|file| file.id == id)
+            .map(|file| &file.deleted)
+    }
+
     /// Whether a row of an open file is deleted already.
     pub(super) fn is_deleted(&self, location: Location) -> bool {
         self.open().any(|file| {

@@ -3,7 +3,7 @@
 use alluvium_change::{Identity, Lsn, Op};
 use alluvium_lake::{Bronze, LakeSettings, MetadataColumn, OnConflict, Silver, SilverSettings};
 
-use crate::support::{Change, TestLake, batch, items, owner, read_items};
+use crate::support::{Change, TestLake, batch, items, owner, read_items, view_items};
 use crate::workload::{Random, Source};
 
 /// Applies random transactions in random pieces, opening the table again now and then.
@@ -37,6 +37,7 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
     silver.finish_copy().unwrap();
     let mut source = Source::new(seed, identity, 40);
     let mut random = Random(seed ^ 0xABCD);
+    let mut held = None;
     for round in 0..12 {
         let mut all = Vec::new();
         for _ in 0..1 + random.below(4) {
@@ -55,6 +56,20 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
             let encoded = bronze.stage(&piece).unwrap();
             silver.apply_encoded(&piece, encoded.as_ref()).unwrap();
             from = to;
+        }
+        let view = silver.view(Lsn(source.lsn)).unwrap().unwrap();
+        assert_eq!(
+            view_items(&view),
+            source.heap.rows(),
+            "seed {seed} view {round}"
+        );
+        assert_eq!(view.position, Lsn(source.lsn));
+        if let Some((view, rows)) = held.replace((view, source.heap.rows())) {
+            assert_eq!(
+                view_items(&view),
+                rows,
+                "seed {seed}: a view held over round {round}"
+            );
         }
         bronze.commit(Lsn(source.lsn)).unwrap();
         let before = silver.version();
@@ -111,6 +126,7 @@ fn tiny() -> LakeSettings {
         target_file_bytes: 600,
         staging_bytes: 1,
         share_from_rows: 1,
+        recent_bytes: 1 << 20,
         delta_checkpoint_every_commits: 3,
         ..LakeSettings::default()
     }
@@ -144,6 +160,7 @@ fn keyed_histories_in_large_files() {
     for seed in 100..112 {
         let settings = LakeSettings {
             fsync: false,
+            recent_bytes: 1 << 20,
             ..LakeSettings::default()
         };
         run(seed, Identity::Key(vec![0]), settings);

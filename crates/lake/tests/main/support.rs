@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alluvium_change::{
     ChangeBatch, Column, Identity, Lsn, OldImages, Op, TableId, TableSchema, Unchanged,
 };
-use alluvium_lake::{IndexSettings, Lake, LakeSettings, Owner, read};
+use alluvium_lake::{IndexSettings, Lake, LakeSettings, Owner, SilverView, read};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int64Type};
@@ -225,9 +225,12 @@ pub(crate) fn batch(schema: &Arc<TableSchema>, changes: &[Change]) -> ChangeBatc
 
 /// The live rows of a table, read from its files as a reader would.
 pub(crate) fn read_table(dir: &Path) -> Vec<RecordBatch> {
-    let table = read::open_table(dir, None).unwrap();
+    read_files(&read::open_table(dir, None).unwrap().files)
+}
+
+fn read_files(files: &[read::DataFile]) -> Vec<RecordBatch> {
     let mut batches = Vec::new();
-    for file in &table.files {
+    for file in files {
         let reader =
             ParquetRecordBatchReaderBuilder::try_new(File::open(&file.path).unwrap()).unwrap();
         assert_eq!(
@@ -256,8 +259,19 @@ pub(crate) fn read_table(dir: &Path) -> Vec<RecordBatch> {
 
 /// The rows of `items`, sorted.
 pub(crate) fn read_items(dir: &Path) -> Vec<Row> {
+    item_rows_of(&read_table(dir))
+}
+
+/// The rows of a view of `items`, sorted.
+pub(crate) fn view_items(view: &SilverView) -> Vec<Row> {
+    let mut batches = read_files(&view.files);
+    batches.extend(view.rows.iter().cloned());
+    item_rows_of(&batches)
+}
+
+fn item_rows_of(batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows = Vec::new();
-    for batch in read_table(dir) {
+    for batch in batches {
         let ids = batch
             .column_by_name("id")
             .unwrap()
