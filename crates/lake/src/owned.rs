@@ -1,6 +1,7 @@
 //! What bronze and silver tables share: whose they are, how their columns are named, and how the
 //! schema the lake holds relates to the source's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,8 +20,8 @@ const PROPERTY_LAYER: &str = "alluvium.layer";
 const DELETED_FILE_RETENTION: &str = "interval 1 hours";
 const LOG_RETENTION: &str = "interval 1 days";
 
-/// Opens the owner's table in `dir`; creates it with `schema` when absent. Says whether it was
-/// there.
+/// Opens the owner's table in `dir`; creates it with `schema` when absent. With a table that was
+/// there come its application ids: see [`DeltaTable::txns`].
 pub(crate) fn open_or_create(
     dir: &Path,
     owner: &Owner,
@@ -28,12 +29,14 @@ pub(crate) fn open_or_create(
     schema: &Schema,
     settings: &LakeSettings,
     extra: &[(&str, String)],
-) -> Result<(DeltaTable, bool)> {
+) -> Result<(DeltaTable, Option<BTreeMap<String, i64>>)> {
     if DeltaTable::exists(dir)? {
         let table = DeltaTable::open(dir, settings.fsync)?;
         check_owner(&table, owner)?;
-        table.check_last_commit_is_ours()?;
-        return Ok((table, true));
+        // Each reading of the log goes over all of its files: with many tables this is the start.
+        let txns = table.txns()?;
+        table.check_last_commit_is_ours(&txns)?;
+        return Ok((table, Some(txns)));
     }
     durable::create_dir(dir, settings.fsync)?;
     let mut properties = vec![
@@ -48,7 +51,7 @@ pub(crate) fn open_or_create(
     ];
     properties.extend(extra.iter().cloned());
     let table = DeltaTable::create(dir, schema, &properties, settings.fsync)?;
-    Ok((table, false))
+    Ok((table, None))
 }
 
 fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {

@@ -131,28 +131,34 @@ async fn see_tables(
         .into_iter()
         .map(|table| (table.schema.id.clone(), table))
         .collect();
-    for target in targets {
+    let again = |id: &TableId, what: &str| {
+        Error::new(
+            &code::COPY_AGAIN,
+            format!("table \"{id}\" {what} just before its copy"),
+        )
+    };
+    for target in targets.iter_mut() {
         let id = target.table.schema.id.clone();
-        let again = |what: &str| {
-            Error::new(
-                &code::COPY_AGAIN,
-                format!("table \"{id}\" {what} just before its copy"),
-            )
-        };
         match seen.remove(&id) {
             Some(table) if table.schema == target.table.schema => target.table = Arc::new(table),
             Some(table) => {
-                let error = again("changed");
+                let error = again(&id, "changed");
                 target.table = Arc::new(table);
                 return Err(error);
             }
-            None => return Err(again("went away")),
-        }
-        if session.lock(&target.table).await?.rewritten {
-            return Err(again("was rewritten"));
+            None => return Err(again(&id, "went away")),
         }
     }
-    Ok(())
+    let tables = targets.iter().map(|target| target.table.as_ref());
+    let locked = session.lock_all(tables).await?;
+    match targets
+        .iter()
+        .zip(locked)
+        .find(|(_, found)| found.rewritten)
+    {
+        Some((target, _)) => Err(again(target.table.id(), "was rewritten")),
+        None => Ok(()),
+    }
 }
 
 /// Copies tables until none is left; a lost connection is tried again under a new snapshot.
@@ -274,15 +280,8 @@ async fn copy_in_snapshot(
     shutdown: &watch::Receiver<bool>,
 ) -> Result<()> {
     let mut queue = VecDeque::new();
-    for (place, target) in targets.iter().enumerate() {
-        let ranges = begin(context, target, sessions.snapshot).await?;
+    for (place, ranges) in begin_all(context, targets, sessions.snapshot).await? {
         let of = ranges.len();
-        if of == 0 {
-            target
-                .owner
-                .ask(|reply| Command::FinishCopy { reply })
-                .await?;
-        }
         for (turn, range) in ranges.into_iter().enumerate() {
             queue.push_back(Work {
                 target: place,
@@ -312,12 +311,29 @@ async fn copy_in_snapshot(
     Ok(())
 }
 
-/// Tells the owner, and plans what is left to copy.
-async fn begin(
+/// Tells all owners, which then write at the same time, and plans what is left to copy of each
+/// target, by its place.
+async fn begin_all(
     context: &CopyContext,
-    target: &CopyTarget,
+    targets: &[CopyTarget],
     snapshot: Lsn,
-) -> Result<Vec<CopyRange>> {
+) -> Result<BTreeMap<usize, Vec<CopyRange>>> {
+    let mut beginning = JoinSet::new();
+    for (place, target) in targets.iter().cloned().enumerate() {
+        let range_bytes = context.range_bytes;
+        beginning.spawn(async move { Ok((place, begin(&target, range_bytes, snapshot).await?)) });
+    }
+    let mut planned = BTreeMap::new();
+    while let Some(begun) = beginning.join_next().await {
+        let begun: Result<_> =
+            begun.map_err(|error| Error::bug("a copying task panicked").with_source(error))?;
+        planned.extend([begun?]);
+    }
+    Ok(planned)
+}
+
+/// Tells the owner, and plans what is left to copy; of a table that is copied already, tells it so.
+async fn begin(target: &CopyTarget, range_bytes: u64, snapshot: Lsn) -> Result<Vec<CopyRange>> {
     let table = &target.table;
     // Without a key, rows copied under two snapshots could not be told apart.
     let keyed = matches!(table.schema.identity, Identity::Key(_));
@@ -343,7 +359,7 @@ async fn begin(
         CopyState::Copying { progress, .. } => progress,
         _ => BTreeMap::new(),
     };
-    let mut ranges = plan_ranges(table, context.range_bytes);
+    let mut ranges = plan_ranges(table, range_bytes);
     ranges.retain_mut(|range| {
         let file = table.leaves.get(range.leaf).map(|leaf| leaf.relfilenode);
         let Some(&next_page) = file.and_then(|file| progress.get(&file)) else {
@@ -363,6 +379,12 @@ async fn begin(
         snapshot = %snapshot,
         "copying"
     );
+    if ranges.is_empty() {
+        target
+            .owner
+            .ask(|reply| Command::FinishCopy { reply })
+            .await?;
+    }
     Ok(ranges)
 }
 

@@ -4,6 +4,7 @@
 mod history;
 mod prepare;
 mod session;
+mod watcher;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -128,6 +128,13 @@ impl StatusBoard {
         self.update(|status| change(status.tables.entry(table.to_owned()).or_default()));
     }
 
+    /// Whether `is` holds of every table.
+    #[must_use]
+    pub fn all_tables(&self, is: impl Fn(&TableStatus) -> bool) -> bool {
+        let status = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        status.tables.values().all(is)
+    }
+
     /// A copy of the status as it is.
     #[must_use]
     pub fn read(&self) -> PipelineStatus {

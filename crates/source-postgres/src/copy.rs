@@ -185,6 +185,18 @@ impl SnapshotSession {
         })
     }
 
+    /// [`Self::lock`] of many tables, without waiting for the answer about one before asking about
+    /// the next.
+    ///
+    /// # Errors
+    /// The first one of [`Self::lock`].
+    pub async fn lock_all<'a>(
+        &self,
+        tables: impl IntoIterator<Item = &'a SourceTable>,
+    ) -> Result<Vec<Locked>> {
+        futures::future::try_join_all(tables.into_iter().map(|table| self.lock(table))).await
+    }
+
     /// Starts to copy one range; batches hold about `max_batch_bytes`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod bad_input;
 mod crash;
 mod equality;
 mod life;
+mod many_tables;
 mod rebuild;
 mod setup;
 mod streamed;

@@ -72,19 +72,15 @@ impl Bronze {
     pub fn open(lake: &Lake, owner: &Owner, schema: &Arc<TableSchema>) -> Result<Self> {
         let dir = lake.bronze_dir(&owner.name);
         let wanted = columns::table_columns(schema);
-        let (table, existed) =
-            open_or_create(&dir, owner, "bronze", &wanted, lake.settings(), &[])?;
+        let (table, txns) = open_or_create(&dir, owner, "bronze", &wanted, lake.settings(), &[])?;
         let columns = Columns::of_table(table.schema()?)?;
         let HeldSchema { schema, usable } = held_schema(&columns.source_fields(), schema);
-        let (files, position) = if existed {
-            let version = table
-                .txns()?
-                .get(&owner.app_id())
-                .copied()
-                .unwrap_or_default();
-            (table.files()?, Lsn::from_txn_version(version))
-        } else {
-            (Vec::new(), Lsn::ZERO)
+        let (files, position) = match txns {
+            Some(txns) => {
+                let version = txns.get(&owner.app_id()).copied().unwrap_or_default();
+                (table.files()?, Lsn::from_txn_version(version))
+            }
+            None => (Vec::new(), Lsn::ZERO),
         };
         for file in &files {
             check_file(&dir, file)?;

@@ -1,6 +1,6 @@
 //! One Delta commit: files added and removed, rows deleted, positions moved. All or nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -80,13 +80,13 @@ pub(super) fn own_mark(version: u64) -> i64 {
 }
 
 impl DeltaTable {
-    /// Fails when the last commit is not ours; for opening, as it reads the log.
+    /// Fails when the last commit is not ours, going by the table's [`Self::txns`].
     ///
     /// # Errors
     /// `LAKE_FOREIGN`, with the commit that was ours last.
-    pub(crate) fn check_last_commit_is_ours(&self) -> Result<()> {
+    pub(crate) fn check_last_commit_is_ours(&self, txns: &BTreeMap<String, i64>) -> Result<()> {
         // The first commit creates the table, and is made by the kernel alone.
-        let ours = self.txns()?.get(OWN_COMMIT).copied().unwrap_or(0);
+        let ours = txns.get(OWN_COMMIT).copied().unwrap_or(0);
         if ours == own_mark(self.version()) {
             return Ok(());
         }

@@ -14,8 +14,9 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    Attributes, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    UploadPart,
 };
 
 /// [`LocalFileSystem`] that syncs file and directory after each write.
@@ -52,6 +53,46 @@ fn for_url(mut meta: ObjectMeta) -> ObjectMeta {
         meta.location = encoded;
     }
     meta
+}
+
+/// A whole file, opened at once: the log of a table is many small files, and handing each over to
+/// another thread would cost more than opening it.
+fn open_whole(path: PathBuf, location: &Path) -> std::io::Result<GetResult> {
+    let file = std::fs::File::open(&path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    let meta = ObjectMeta {
+        location: location.clone(),
+        last_modified: metadata.modified()?.into(),
+        size: metadata.len(),
+        e_tag: None,
+        version: None,
+    };
+    Ok(GetResult {
+        payload: GetResultPayload::File(file, path),
+        range: 0..meta.size,
+        attributes: Attributes::default(),
+        meta,
+    })
+}
+
+/// Asked for as it is, without conditions.
+fn is_plain(options: &GetOptions) -> bool {
+    matches!(
+        options,
+        GetOptions {
+            if_match: None,
+            if_none_match: None,
+            if_modified_since: None,
+            if_unmodified_since: None,
+            range: None,
+            version: None,
+            head: false,
+            ..
+        }
+    )
 }
 
 fn sync(path: &std::path::Path) -> Result<()> {
@@ -92,6 +133,13 @@ impl ObjectStore for DurableStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        // What cannot be opened gets its error below.
+        if location.extension() == Some("json")
+            && is_plain(&options)
+            && let Ok(opened) = open_whole(self.file_path(location)?, location)
+        {
+            return Ok(opened);
+        }
         self.files.get_opts(location, options).await
     }
 

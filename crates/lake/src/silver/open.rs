@@ -44,7 +44,7 @@ impl Silver {
                 metadata_property(&named(schema, &settings.metadata_columns)),
             ),
         ];
-        let (table, existed) =
+        let (table, txns) =
             open_or_create(&dir, owner, "silver", &wanted, lake.settings(), &properties)?;
         let columns = table.schema()?;
         let metadata = parse_metadata(table.properties().get(PROPERTY_METADATA));
@@ -55,11 +55,7 @@ impl Silver {
             .map(|field| field.as_ref().clone())
             .collect();
         let HeldSchema { schema, usable } = held_schema(&held, schema);
-        let positions = if existed {
-            table.txns()?
-        } else {
-            Default::default()
-        };
+        let existed = txns.is_some();
         let places = Places::new(lake, owner);
         let mut silver = Self {
             index: places.new_index(&schema),
@@ -76,7 +72,7 @@ impl Silver {
             usable,
             metadata,
             segments: Segments::default(),
-            positions: Positions::new(owner.app_id(), positions),
+            positions: Positions::new(owner.app_id(), txns.unwrap_or_default()),
             table,
             conflicts: 0,
             last_copied: None,

@@ -11,6 +11,7 @@ use alluvium_source_postgres::connect;
 use alluvium_source_postgres::replication::ReplicationConnection;
 use tokio::sync::mpsc;
 
+use super::watcher::{CatalogNews, watch_catalog};
 use super::{Pipeline, prepare};
 use crate::copy::CopyTarget;
 use crate::owner::{Command, Event, TableOwner, is_of_lake};
@@ -22,8 +23,6 @@ use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_sett
 
 const TICK: Duration = Duration::from_millis(20);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
-/// How often the catalog is asked for new tables and columns.
-const CATALOG_EVERY: Duration = Duration::from_secs(3);
 
 impl Pipeline {
     /// Follows the stream until it breaks, shutdown is asked, or all is caught up. Also says whether
@@ -47,7 +46,7 @@ impl Pipeline {
     async fn follow_until(
         &mut self,
         connection: &mut ReplicationConnection,
-        catalog_news: &mut mpsc::Receiver<Vec<SourceTable>>,
+        catalog_news: &mut mpsc::Receiver<CatalogNews>,
     ) -> Result<()> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -78,7 +77,7 @@ impl Pipeline {
                     None => return Err(Error::bug("all owners have ended")),
                 },
                 Some(ended) = self.copy_jobs.join_next() => self.copy_ended(ended)?,
-                Some(tables) = catalog_news.recv() => self.catalog_changed(tables).await?,
+                Some(news) = catalog_news.recv() => self.catalog_changed(news).await?,
                 _ = housekeeping.tick() => {
                     self.report_status();
                     self.heed_requests().await?;
@@ -106,11 +105,8 @@ impl Pipeline {
         {
             return false;
         }
-        let status = self.board.read();
-        status
-            .tables
-            .values()
-            .all(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
+        self.board
+            .all_tables(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
     }
 
     fn heed(&mut self, event: Event) -> Result<()> {
@@ -270,9 +266,9 @@ impl Pipeline {
 
     /// News from the catalog: new tables join; new columns are added. What cannot be followed waits
     /// until the stream comes to it.
-    async fn catalog_changed(&mut self, tables: Vec<SourceTable>) -> Result<()> {
-        let mut joined = false;
-        for table in tables {
+    async fn catalog_changed(&mut self, news: CatalogNews) -> Result<()> {
+        let (mut joined, mut settled) = (false, true);
+        for table in news.tables {
             if table.refused.is_some() {
                 continue;
             }
@@ -280,10 +276,13 @@ impl Pipeline {
             match self.known.get(&table.schema.id) {
                 None => joined |= self.add_table(table).await?,
                 Some(known) if known.schema.relation_oid == table.schema.relation_oid => {
-                    // In the middle of a transaction the stream itself will tell.
-                    if !self.stream.assembler.in_transaction()
-                        && shape_step(known.schema.arrow(), &table).is_ok()
-                    {
+                    if known.schema == table.schema {
+                        continue;
+                    }
+                    // In the middle of a transaction the stream itself may tell.
+                    if self.stream.assembler.in_transaction() {
+                        settled = false;
+                    } else if shape_step(known.schema.arrow(), &table).is_ok() {
                         self.take_in(table).await?;
                     }
                 }
@@ -291,10 +290,13 @@ impl Pipeline {
             }
         }
         if joined {
-            self.publish_new_tables().await
-        } else {
-            Ok(())
+            self.publish_new_tables().await?;
         }
+        if settled {
+            // The watcher may have ended meanwhile.
+            let _ = news.settled.send(());
+        }
+        Ok(())
     }
 
     /// Publishes tables whose owners are ready, then copies them: in this order no change is missed.
@@ -357,33 +359,5 @@ impl Pipeline {
         }
         self.start_copy_job(None);
         Ok(())
-    }
-}
-
-/// Loads the selected tables now and then, on a connection of its own.
-async fn watch_catalog(
-    options: connect::ConnectOptions,
-    selection: catalog::TableSelection,
-    news: mpsc::Sender<Vec<SourceTable>>,
-) {
-    loop {
-        let Ok(client) = connect::connect(&options).await else {
-            tokio::time::sleep(CATALOG_EVERY * 3).await;
-            continue;
-        };
-        loop {
-            tokio::time::sleep(CATALOG_EVERY).await;
-            match catalog::load_tables(&client, &selection).await {
-                Ok(tables) => {
-                    if news.send(tables).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(error = %error, "cannot read the catalog now");
-                    break;
-                }
-            }
-        }
     }
 }

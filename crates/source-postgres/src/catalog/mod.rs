@@ -132,6 +132,15 @@ pub async fn load_table(
     Ok(load(client, selection, Some(id)).await?.pop())
 }
 
+/// A text that changes whenever tables, columns, unique indexes or schemas do: far cheaper to ask
+/// for again and again than [`load_tables`]. Changes to types and extensions alone do not show.
+///
+/// # Errors
+/// When the catalogs cannot be read.
+pub async fn fingerprint(client: &Client) -> Result<String> {
+    rows::fingerprint(client).await
+}
+
 async fn load(
     client: &Client,
     selection: &TableSelection,

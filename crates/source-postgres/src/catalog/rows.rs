@@ -99,6 +99,28 @@ pub(super) async fn relations(client: &Client) -> Result<Vec<Relation>> {
     rows.iter().map(|row| relation(row, 0)).collect()
 }
 
+/// A text that is another one after any change to users' tables, their columns, unique indexes or
+/// schemas. By the rows' transactions, which VACUUM and ANALYZE leave as they are.
+pub(super) async fn fingerprint(client: &Client) -> Result<String> {
+    // 16384 is the first oid that is not the system's.
+    let sql = r"
+        SELECT concat_ws(' ',
+            (SELECT concat_ws(' ', count(*),
+                        sum(hashtext(concat_ws('.', c.oid, c.xmin, a.attnum, a.xmin))))
+             FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+             WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'c') AND c.relpersistence <> 't'),
+            (SELECT concat_ws(' ', count(*), sum(hashtext(concat_ws('.', i.indexrelid, i.xmin))))
+             FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+             WHERE c.oid >= 16384 AND i.indisunique AND c.relpersistence <> 't'),
+            (SELECT concat_ws(' ', count(*), sum(hashtext(concat_ws('.', oid, xmin))))
+             FROM pg_namespace WHERE nspname !~ '^pg_'))";
+    let row = client
+        .query_one(sql, &[])
+        .await
+        .map_err(|error| map_error(error, DOING))?;
+    get(&row, 0)
+}
+
 fn relation(row: &Row, at: usize) -> Result<Relation> {
     Ok(Relation {
         oid: get(row, at)?,

@@ -1,7 +1,9 @@
 //! Tables as the catalog describes them.
 
 use alluvium_change::{Identity, TableId, code};
-use alluvium_source_postgres::catalog::{TableOverride, TableSelection, load_table, load_tables};
+use alluvium_source_postgres::catalog::{
+    TableOverride, TableSelection, fingerprint, load_table, load_tables,
+};
 use alluvium_source_postgres::type_map::OnInvalid;
 use arrow::datatypes::DataType;
 
@@ -273,4 +275,56 @@ async fn the_project_file_chooses_tables_keys_and_columns() {
             .unwrap()
             .is_none()
     );
+}
+
+/// What the pipeline must notice while it runs; and what happens all the time and must not make it
+/// load all tables.
+#[tokio::test]
+async fn the_fingerprint_tells_changes_of_shape_from_the_rest() {
+    let client = client(&database("fingerprint").await).await;
+    let run = async |sql: &str| client.batch_execute(sql).await.unwrap();
+    run(
+        "CREATE SCHEMA s; CREATE TABLE s.t (id int NOT NULL, v text);
+         CREATE TABLE part (id int) PARTITION BY RANGE (id); CREATE TABLE leaf (id int);
+         CREATE TYPE pair AS (a int, b int); CREATE TABLE pairs (p pair)",
+    )
+    .await;
+    let mut before = fingerprint(&client).await.unwrap();
+    for shape in [
+        "CREATE TABLE new_one (id int PRIMARY KEY)",
+        "ALTER TABLE s.t ADD COLUMN w int",
+        "ALTER TABLE s.t ADD COLUMN d int DEFAULT 7",
+        "ALTER TABLE s.t ALTER COLUMN w TYPE text",
+        "ALTER TABLE s.t RENAME COLUMN w TO x",
+        "ALTER TABLE s.t DROP COLUMN x",
+        "CREATE UNIQUE INDEX by_id ON s.t (id)",
+        "ALTER TABLE s.t REPLICA IDENTITY USING INDEX by_id",
+        "ALTER TABLE s.t REPLICA IDENTITY FULL",
+        "DROP INDEX s.by_id",
+        "ALTER TABLE part ATTACH PARTITION leaf FOR VALUES FROM (0) TO (9)",
+        "ALTER TABLE part DETACH PARTITION leaf",
+        "ALTER TYPE pair ADD ATTRIBUTE c int",
+        "ALTER TABLE s.t RENAME TO u",
+        "ALTER SCHEMA s RENAME TO s2",
+        "ALTER TABLE s2.u SET SCHEMA public",
+        "TRUNCATE u",
+        "DROP TABLE u; CREATE TABLE u (id int)",
+        "DROP TABLE u",
+    ] {
+        run(shape).await;
+        let after = fingerprint(&client).await.unwrap();
+        assert_ne!(before, after, "{shape}");
+        before = after;
+    }
+    for rest in [
+        "INSERT INTO new_one SELECT generate_series(1, 1000)",
+        "VACUUM ANALYZE new_one",
+        "VACUUM FREEZE new_one",
+        "CREATE TEMP TABLE passing (id int PRIMARY KEY, v text)",
+        "CREATE VIEW a_view AS SELECT 1",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    ] {
+        run(rest).await;
+        assert_eq!(before, fingerprint(&client).await.unwrap(), "{rest}");
+    }
 }
