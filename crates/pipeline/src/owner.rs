@@ -10,10 +10,12 @@
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
 mod command;
+mod measure;
 mod task;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
 use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings};
@@ -299,6 +301,7 @@ impl TableOwner {
         if self.broken {
             return Ok(());
         }
+        let since = Instant::now();
         let merged = match self.land(batches, end) {
             Ok(merged) => merged,
             Err(error) if is_of_lake(&error) => return Err(error),
@@ -312,13 +315,7 @@ impl TableOwner {
             }
         };
         merged?;
-        if self.phase != Phase::Live {
-            return Ok(());
-        }
-        let Some(silver) = &mut self.silver else {
-            return Ok(());
-        };
-        if let Some(end) = end {
+        if let (Phase::Live, Some(end), Some(silver)) = (self.phase, end, &mut self.silver) {
             failpoint::hit("merge.before_commit");
             // Nothing is staged where all of it was committed before a restart.
             if silver.has_staged() {
@@ -326,20 +323,7 @@ impl TableOwner {
             }
             failpoint::hit("merge.after_commit");
         }
-        let changes: usize = batches.iter().map(ChangeBatch::num_rows).sum();
-        let newest = batches
-            .iter()
-            .filter_map(|batch| batch.commit_time_micros.last())
-            .max();
-        self.context
-            .board
-            .table(&self.table.schema.id.to_string(), |status| {
-                status.changes += changes as u64;
-                if let (Some(&newest), Some(_)) = (newest, end) {
-                    status.newest_commit_micros = Some(newest);
-                    status.commit_lag_ms = u64::try_from((now_micros() - newest) / 1000).ok();
-                }
-            });
+        self.note_cut(batches, end, since);
         Ok(())
     }
 
@@ -591,6 +575,7 @@ impl TableOwner {
             let ended = batch.slice(0, whole);
             silver.apply(&ended)?;
             silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
+            measure::note_caught_up(&self.context.board, &ended);
         }
         let rest = batch.slice(whole, batch.num_rows() - whole);
         silver.apply(&rest)?;
@@ -642,7 +627,7 @@ impl TableOwner {
         self.context
             .board
             .table(&self.table.schema.id.to_string(), |status| {
-                status.phase = self.phase;
+                measure::note_phase(status, self.phase);
                 status.lake_name.clone_from(&self.identity.name);
                 status.identity = crate::tables::describe_identity(&self.table.schema);
                 status.bronze_position = self.bronze.position();

@@ -10,6 +10,8 @@
 //! Memory: rows being decoded and rows handed over are each limited; beyond that nothing is read.
 //! Transactions that still run are limited too, and go to disk beyond that.
 
+mod measure;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::acknowledge::{Acknowledger, CutId};
 use crate::owner::{Command, CutEnd, OwnerHandle};
 use crate::project::CommitSettings;
 use crate::told;
+use measure::Measure;
 
 /// Cuts on their way to the lake at the same time: one being written, one behind it.
 const OPEN_CUTS: usize = 2;
@@ -80,6 +83,7 @@ pub(crate) struct Stream {
     memory_of_told: (PathBuf, String),
     received: Lsn,
     server: Lsn,
+    measure: Measure,
 }
 
 impl Stream {
@@ -113,6 +117,7 @@ impl Stream {
             memory_of_told,
             received: Lsn::ZERO,
             server: Lsn::ZERO,
+            measure: Measure::default(),
         }
     }
 
@@ -228,6 +233,7 @@ impl Stream {
                 } => {
                     self.received = self.received.max(wal_start);
                     self.server = self.server.max(wal_end);
+                    self.measure.received_bytes += data.len() as u64;
                     let step = self.streamed.handle(&data, &mut self.assembler)?;
                     if let Some(need) = self.step(step)? {
                         return Ok(Some(need));
@@ -270,7 +276,13 @@ impl Stream {
                 }
                 Ok(None)
             }
-            Step::Committed { position, end_lsn } => {
+            Step::Committed {
+                position,
+                end_lsn,
+                commit_time_micros,
+            } => {
+                self.measure.transactions += 1;
+                self.measure.newest_commit_micros = commit_time_micros;
                 self.ended = Some((position, end_lsn));
                 self.last_ended = position;
                 self.cut_if_due()?;
@@ -305,7 +317,7 @@ impl Stream {
         if self.acknowledger.open_cuts() >= OPEN_CUTS {
             return Ok(());
         }
-        let batches = self.assembler.take_batches()?;
+        let batches = self.take_batches()?;
         let tables: HashSet<&TableId> = batches
             .iter()
             .map(|batch| &batch.table.id)
@@ -334,6 +346,7 @@ impl Stream {
         position: Lsn,
         end_lsn: Lsn,
     ) {
+        self.measure.ended_at(end_lsn);
         let id = self.acknowledger.open(end_lsn, places.len());
         if self.acknowledger.open_cuts() > 0 {
             self.opened.insert(id, Instant::now());
@@ -368,7 +381,7 @@ impl Stream {
         if !self.waiting.is_empty() {
             return Ok(());
         }
-        self.waiting = self.assembler.take_batches()?;
+        self.waiting = self.take_batches()?;
         self.hand_over_waiting();
         Ok(())
     }
@@ -461,7 +474,7 @@ impl Stream {
     /// An owner has ended, or Arrow refuses decoded columns.
     pub(crate) async fn flush_parts(&mut self) -> Result<()> {
         let mut batches = std::mem::take(&mut self.waiting);
-        batches.extend(self.assembler.take_batches()?);
+        batches.extend(self.take_batches()?);
         for batch in batches {
             let Some(owner) = self.owners.get(&batch.table.id).cloned() else {
                 continue;

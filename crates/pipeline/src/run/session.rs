@@ -11,12 +11,12 @@ use alluvium_source_postgres::connect;
 use alluvium_source_postgres::replication::ReplicationConnection;
 use tokio::sync::mpsc;
 
-use super::{Pipeline, prepare};
+use super::{Pipeline, measure, prepare};
 use crate::copy::CopyTarget;
 use crate::owner::{Command, Event, TableOwner, is_of_lake};
 use crate::project::assign_names;
 use crate::requests;
-use crate::status::Phase;
+use crate::status::{Phase, StatusBoard};
 use crate::stream::Need;
 use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
 
@@ -36,6 +36,7 @@ impl Pipeline {
         let watcher = tokio::spawn(watch_catalog(
             self.options.clone(),
             selection(&self.project),
+            self.board.clone(),
             catalog_sender,
         ));
         let before = self.stream.received();
@@ -363,6 +364,7 @@ impl Pipeline {
 async fn watch_catalog(
     options: connect::ConnectOptions,
     selection: catalog::TableSelection,
+    board: StatusBoard,
     news: mpsc::Sender<Vec<SourceTable>>,
 ) {
     loop {
@@ -371,7 +373,7 @@ async fn watch_catalog(
             continue;
         };
         loop {
-            tokio::time::sleep(CATALOG_EVERY).await;
+            measure::watch_wal_end(&client, &board, CATALOG_EVERY).await;
             match catalog::load_tables(&client, &selection).await {
                 Ok(tables) => {
                     if news.send(tables).await.is_err() {
