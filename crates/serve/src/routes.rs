@@ -88,7 +88,7 @@ async fn status(State(context): State<Context>) -> Response {
 }
 
 /// How the pipeline is, for who has to decide whether to start it again.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 struct Health {
     /// `ok`; `degraded` when tables are stopped; else why the source is not followed: `starting`,
     /// `disconnected` or `stuck`.

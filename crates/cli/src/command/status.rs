@@ -74,7 +74,7 @@ impl Shown {
         let known = |ms: Option<u64>| ms.map_or_else(|| "not known".to_owned(), print::duration_ms);
         let since = match self.report.running {
             Some(_) => known(clocks.source_lag_ms),
-            None => "when it ended".to_owned(),
+            None => "as it ended".to_owned(),
         };
         writeln!(
             f,
@@ -91,7 +91,14 @@ impl Shown {
             (Some(1..), Some(table)) => format!(" behind the source at worst ({table})"),
             _ => String::new(),
         };
-        writeln!(f, "freshness   {}{worst}", known(clocks.freshness_ms))?;
+        let tables = self.report.tables.iter();
+        let unknown = match tables.filter(|t| t.freshness_ms.is_none()).count() {
+            0 => String::new(),
+            _ if clocks.freshness_ms.is_none() => String::new(),
+            tables => format!("; not known of {tables} tables"),
+        };
+        let freshness = known(clocks.freshness_ms);
+        writeln!(f, "freshness   {freshness}{worst}{unknown}")?;
         if self.report.running.is_some() {
             writeln!(f, "rate        {}", rates(pipeline))?;
             writeln!(f, "waiting     {}", waiting(pipeline))?;
@@ -148,12 +155,12 @@ fn rates(pipeline: &PipelineStatus) -> String {
 fn waiting(pipeline: &PipelineStatus) -> String {
     let stream = &pipeline.stream;
     let mut text = format!(
-        "{} cuts open, {} commands queued",
+        "open cuts {}, queued commands {}",
         stream.open_cuts, stream.queued_commands
     );
     if stream.running_transactions > 0 {
         text.push_str(&format!(
-            ", {} running transactions with {} on disk",
+            "; running transactions {}, with {} on disk",
             stream.running_transactions,
             print::bytes(stream.spilled_bytes)
         ));
@@ -165,11 +172,10 @@ fn memory(memory: &MemoryStatus) -> String {
     let resident = memory
         .resident_bytes
         .map_or_else(|| "?".to_owned(), print::bytes);
-    // One unit for all: a table of parts must not become a line too long.
     let part =
         |name: &str, part: &Part| format!("{name} {}/{}", part.bytes >> 20, part.limit_bytes >> 20);
     format!(
-        "{resident} resident, budget {}; MiB: {}, {}, {}, {}",
+        "{resident} resident, the budget is {}\n            {}, {}, {}, {} MiB",
         print::bytes(memory.budget_bytes),
         part("decoded", &memory.decoded),
         part("handed over", &memory.handed_over),

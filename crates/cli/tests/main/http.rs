@@ -228,6 +228,10 @@ fn metrics_say_what_happened() {
         of_t("alluvium_table_changes_total") == Some(90.0)
             && value(&format!("alluvium_table_changes_total{{table=\"{odd}\"}}")) == Some(2.0)
     });
+    // The stream's own counts are brought up to date once a second.
+    setup.wait(&running, "the stream has counted them too", || {
+        value("alluvium_stream_changes_total") == Some(92.0)
+    });
     setup.wait(&running, "there is no lag", || {
         let (_, samples) = scrape(address);
         [
@@ -265,7 +269,6 @@ fn metrics_say_what_happened() {
     let of_t = |name: &str| samples[&format!("{name}{{table=\"public.t\"}}")];
     assert_eq!(of_t("alluvium_table_rows"), 140.0);
     assert_eq!(setup.sql("SELECT count(*) AS n FROM t")[0]["n"], 140);
-    assert_eq!(sample("alluvium_stream_changes_total"), 92.0);
     assert_eq!(sample("alluvium_stream_transactions_total"), 4.0);
     assert!(sample("alluvium_stream_received_bytes_total") > 92.0 * 9.0);
     assert_eq!(sample("alluvium_stream_open_cuts"), 0.0);
@@ -375,6 +378,64 @@ fn status_health_and_sql_answer_as_the_commands_do() {
         .unwrap();
     assert!(answer.body == printed.stdout);
     terminate(running);
+}
+
+#[test]
+fn health_tells_of_stopped_tables_and_of_a_server_that_is_gone() {
+    let mut setup = serving(TWO_TABLES);
+    let running = setup.spawn_run();
+    let address = address_of(&setup, &running);
+    let health = || {
+        let answer = get(address, "/healthz");
+        (answer.status, answer.json())
+    };
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
+    setup
+        .pg
+        .execute("ALTER TABLE t ALTER COLUMN v TYPE int USING 1; INSERT INTO t VALUES (300, 1)")
+        .unwrap();
+    setup.wait(&running, "the table is stopped", || {
+        health().1["status"] == "degraded"
+    });
+    let (status, told) = health();
+    assert_eq!((status, &told["stopped"]), (200, &json!(["public.t"])));
+    // Its readers see the past, more of it with every moment; those of the other do not.
+    let stopped = "alluvium_table_freshness_seconds{table=\"public.t\"}";
+    let age = scrape(address).1[stopped];
+    setup.wait(&running, "it is older", || {
+        let (_, samples) = scrape(address);
+        samples[stopped] > age && samples["alluvium_freshness_seconds"] >= samples[stopped]
+    });
+    let phase = "alluvium_table_phase{table=\"public.t\",phase=\"stopped\"}";
+    assert_eq!(scrape(address).1[phase], 1.0);
+    assert_eq!(
+        get(address, "/api/v1/status").json()["clocks"]["freshness_table"],
+        "public.t"
+    );
+
+    setup.pg.stop_fast().unwrap();
+    setup.wait(&running, "it is disconnected", || health().0 == 503);
+    assert_eq!(health().1["status"], "disconnected");
+    assert!(
+        health().1["error"]["code"]
+            .as_str()
+            .unwrap()
+            .starts_with("AL-PG-")
+    );
+    let (_, samples) = scrape(address);
+    assert_eq!(samples["alluvium_pipeline_connected"], 0.0);
+    let lag = samples["alluvium_source_lag_seconds"];
+    setup.wait(&running, "the lag grows", || {
+        scrape(address).1["alluvium_source_lag_seconds"] > lag
+    });
+    let told = setup.alluvium(&["status"]).stdout;
+    assert!(told.contains("not connected to the source"), "{told}");
+    setup.pg.start_again().unwrap();
+    setup.wait(&running, "it is connected again", || health().0 == 200);
+    let ended = running.stop(PATIENCE).unwrap();
+    assert_eq!(ended.code(), Some(3), "{}", ended.stderr);
 }
 
 /// Without what changes from one moment to the next.

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{PipelineStatus, TableStatus};
+use super::{Phase, PipelineStatus, TableStatus};
 
 /// The three clocks, in the state of a moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -16,7 +16,7 @@ pub struct Clocks {
     pub commit_lag_ms: Option<u64>,
     /// Of the table that is worst off: how old a state of the source its readers see.
     pub freshness_ms: Option<u64>,
-    /// That table.
+    /// That table, when it is worse off than those that are live.
     pub freshness_table: Option<String>,
 }
 
@@ -45,19 +45,19 @@ impl Report {
     /// What `status` says at the moment `now`, while `running` holds the lake.
     #[must_use]
     pub fn new(mut pipeline: PipelineStatus, running: Option<String>, now: i64) -> Self {
-        let freshness = pipeline
+        let worst = pipeline
             .tables
             .iter()
-            .map(|(name, table)| (pipeline.freshness_ms(table, now), name))
-            .filter_map(|(ms, name)| ms.map(|ms| (ms, name.clone())))
-            // Of equals the first.
-            .reduce(|worst, next| if next.0 > worst.0 { next } else { worst });
+            .filter_map(|(name, table)| Some((pipeline.freshness_ms(table, now)?, name, table)))
+            .max_by_key(|(ms, _, _)| *ms);
         let clocks = Clocks {
             source_lag_bytes: pipeline.lag_bytes(),
             source_lag_ms: pipeline.source_lag_ms(now),
             commit_lag_ms: pipeline.commit_lag_ms(),
-            freshness_ms: freshness.as_ref().map(|(ms, _)| *ms),
-            freshness_table: freshness.map(|(_, name)| name),
+            freshness_ms: worst.map(|(ms, _, _)| ms),
+            freshness_table: worst
+                .filter(|(_, _, table)| table.phase != Phase::Live)
+                .map(|(_, name, _)| name.clone()),
         };
         let tables = std::mem::take(&mut pipeline.tables)
             .into_iter()
@@ -80,7 +80,6 @@ impl Report {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::status::Phase;
 
     #[test]
     fn tables_come_once_and_the_worst_is_named() {
@@ -102,6 +101,15 @@ mod tests {
             ),
             ("a.unknown".to_owned(), table(Phase::Waiting, None)),
         ]);
+        let mut all_live = pipeline.clone();
+        all_live
+            .tables
+            .retain(|_, table| table.phase == Phase::Live);
+        let clocks = Report::new(all_live, None, 5_000_000).clocks;
+        assert_eq!(
+            (clocks.freshness_ms, clocks.freshness_table),
+            (Some(0), None)
+        );
         let report = Report::new(pipeline, None, 5_000_000);
         assert_eq!(report.clocks.freshness_ms, Some(4000));
         assert_eq!(report.clocks.freshness_table.as_deref(), Some("a.stopped"));
