@@ -20,6 +20,7 @@ fn status(table: &str) -> PipelineStatus {
         complete_until_micros: Some(3_500_000),
         ..PipelineStatus::default()
     };
+    status.memory.resident_bytes = Some(5);
     status.memory.index = Part {
         bytes: 9,
         limit_bytes: 10,
