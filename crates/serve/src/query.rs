@@ -178,3 +178,50 @@ async fn send_rows(session: &Session, sql: &str, pieces: &mpsc::Sender<Piece>) -
     let _ = pieces.send(Ok(text.take())).await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "tests fail by panicking"
+    )]
+    use super::*;
+
+    #[test]
+    fn more_queries_than_may_wait_are_refused() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let settings = HttpSettings {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            sql_concurrency: 1,
+            sql_memory_bytes: 1 << 20,
+        };
+        let lake = PathBuf::from("/there/is/no/such/lake");
+        let queries = Queries::new(runtime.handle().clone(), lake, &settings, 1);
+        let ask = || {
+            let answer = runtime.block_on(queries.answer("SELECT 1".to_owned()));
+            answer.err().expect("there is no lake")
+        };
+        let counts = || {
+            let mut status = HttpStatus::default();
+            queries.note(&mut status);
+            (
+                status.running_queries,
+                status.waiting_queries,
+                status.queries,
+            )
+        };
+        let all = u32::try_from(1 + WAITING_PER_RUNNING).unwrap();
+        let held = queries.admitted.try_acquire_many(all).unwrap();
+        assert_eq!(counts(), (0, u64::from(all), 0));
+        let error = ask();
+        assert!(error.is(&code::HTTP_BUSY), "{error}");
+        drop(held);
+        let error = ask();
+        assert!(error.is(&code::LAKE_IO), "{error}");
+        // Its places are given back, by a thread that may need a moment.
+        while counts() != (0, 0, 1) {
+            std::thread::yield_now();
+        }
+    }
+}
