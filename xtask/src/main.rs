@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask check [--fast]    format, tidy, clippy with warnings denied
        cargo xtask tidy              only what clippy cannot see: sizes, headers, crate edges,
-                                     single copies, error pages, links from docs into the code
+                                     single copies, error pages, the table of metrics, links from
+                                     docs into the code
+       cargo xtask docs              writes what of the docs is made from the code
 --fast leaves out clippy";
 
 fn main() -> ExitCode {
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         ["check"] => check(true),
         ["check", "--fast"] => check(false),
         ["tidy"] => tidy(),
+        ["docs"] => tidy::metrics::write(&project_dir()),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -3,6 +3,7 @@
 mod crates;
 mod error_pages;
 mod links;
+pub(crate) mod metrics;
 mod sources;
 
 use std::fmt;
@@ -37,6 +38,7 @@ impl fmt::Display for Fault {
 pub(crate) fn faults(root: &Path) -> Result<Vec<Fault>> {
     let mut faults = sources::faults(root)?;
     faults.extend(error_pages::faults(root)?);
+    faults.extend(metrics::faults(root)?);
     faults.extend(links::faults(root)?);
     faults.extend(crates::faults(root)?);
     Ok(faults)

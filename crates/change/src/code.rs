@@ -60,6 +60,13 @@ codes! {
     SQL "AL-SQL-001" Manual "the query failed",
         "list tables with: alluvium tables";
 
+    HTTP_LISTEN "AL-HTTP-001" Manual "the HTTP server cannot listen at its address",
+        "choose another port: [serve.http] listen = \"127.0.0.1:0\" takes any free one";
+    HTTP_REQUEST "AL-HTTP-002" Manual "the HTTP request cannot be answered as it was made",
+        "see docs/reference/http.md for what there is";
+    HTTP_BUSY "AL-HTTP-003" Backoff "too many queries at the same time",
+        "try again later, or raise [serve.http] sql_concurrency";
+
     PG_CONNECT "AL-PG-001" Backoff "the server cannot be reached",
         "check host and port, and that the server is running";
     PG_AUTH "AL-PG-002" Manual "the server refused the user or the password",

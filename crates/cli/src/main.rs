@@ -66,7 +66,7 @@ fn start_logging(args: &Args) {
         (_, 0) => "warn",
     };
     let default = format!(
-        "warn,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own}"
+        "warn,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own},alluvium_serve={own}"
     );
     let filter = EnvFilter::try_from_env("ALLUVIUM_LOG").unwrap_or_else(|_| default.into());
     let builder = tracing_subscriber::fmt()

@@ -50,6 +50,14 @@ pub(crate) fn rows<T: Rows + fmt::Display>(result: &T, output: Output) -> Result
     write(&text)
 }
 
+/// Prints one JSON document.
+///
+/// # Errors
+/// Standard output is gone.
+pub(crate) fn document<T: Serialize>(value: &T) -> Result<()> {
+    write(&(json(value)? + "\n"))
+}
+
 /// Writes text to standard output; a reader that has gone away is no error.
 ///
 /// # Errors
@@ -162,6 +170,19 @@ pub(crate) fn count(number: u64) -> String {
     grouped
 }
 
+/// A time as people say it.
+#[must_use]
+pub(crate) fn duration_ms(ms: u64) -> String {
+    let secs = ms / 1000;
+    match ms {
+        0 => "0 s".to_owned(),
+        1..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{secs}.{} s", ms % 1000 / 100),
+        60_000..3_600_000 => format!("{} min {} s", secs / 60, secs % 60),
+        _ => format!("{} h {} min", count(secs / 3600), secs / 60 % 60),
+    }
+}
+
 /// A size with a binary unit.
 #[must_use]
 pub(crate) fn bytes(number: u64) -> String {
@@ -192,6 +213,11 @@ mod tests {
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(3 << 20), "3.0 MiB");
+        assert_eq!(duration_ms(0), "0 s");
+        assert_eq!(duration_ms(82), "82 ms");
+        assert_eq!(duration_ms(1950), "1.9 s");
+        assert_eq!(duration_ms(125_000), "2 min 5 s");
+        assert_eq!(duration_ms(7_260_000), "2 h 1 min");
     }
 
     #[test]

@@ -9,11 +9,13 @@
 //! - [`project`]: the project file
 //! - [`run`]: the pipeline from start to end
 //! - [`doctor`], [`status`], [`requests`]: what the other commands need
+//! - [`metrics`]: the status as Prometheus reads it
 
 mod acknowledge;
 mod copy;
 pub mod doctor;
 mod lock;
+pub mod metrics;
 mod owner;
 pub mod project;
 pub mod requests;

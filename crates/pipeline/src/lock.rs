@@ -52,15 +52,21 @@ impl LakeLock {
             }
             Err(TryLockError::Error(error)) => return Err(cannot(error)),
         }
-        let holder = format!(
-            "process {} for project {}\n",
-            std::process::id(),
-            project.display()
-        );
+        let holder = Self::own_name(project) + "\n";
         file.set_len(0).map_err(cannot)?;
         file.rewind().map_err(cannot)?;
         file.write_all(holder.as_bytes()).map_err(cannot)?;
         Ok(Self { _file: file })
+    }
+
+    /// What others are told of this process while it holds the lake.
+    #[must_use]
+    pub fn own_name(project: &Path) -> String {
+        format!(
+            "process {} for project {}",
+            std::process::id(),
+            project.display()
+        )
     }
 
     /// Who works on the lake now, if anybody.

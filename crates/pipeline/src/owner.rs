@@ -10,6 +10,7 @@
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
 mod command;
+mod measure;
 mod task;
 
 use std::path::Path;
@@ -324,13 +325,7 @@ impl TableOwner {
                 return Ok(Duration::ZERO);
             }
         }
-        if self.phase != Phase::Live {
-            return Ok(staged.elapsed());
-        }
-        let Some(silver) = &mut self.silver else {
-            return Ok(staged.elapsed());
-        };
-        if let Some(end) = end {
+        if let (Phase::Live, Some(end), Some(silver)) = (self.phase, end, &mut self.silver) {
             failpoint::hit("merge.before_commit");
             // Nothing is staged where all of it was committed before a restart.
             if silver.has_staged() {
@@ -346,7 +341,7 @@ impl TableOwner {
             commit_ms = end.map(|_| took.as_millis()),
             "cut"
         );
-        self.tell_changes(batches, end.is_some());
+        self.note_cut(batches, end.map(|_| took));
         Ok(took)
     }
 
@@ -356,29 +351,6 @@ impl TableOwner {
         failpoint::hit("land.after_commit");
         self.staged_through = None;
         Ok(())
-    }
-
-    fn tell_changes(&mut self, batches: &[ChangeBatch], committed: bool) {
-        let changes: usize = batches.iter().map(ChangeBatch::num_rows).sum();
-        let newest = batches
-            .iter()
-            .filter_map(|batch| batch.commit_time_micros.last())
-            .max();
-        self.newest_staged_micros = self.newest_staged_micros.max(newest.copied());
-        let newest = if committed {
-            self.newest_staged_micros.take()
-        } else {
-            None
-        };
-        self.context
-            .board
-            .table(&self.table.schema.id.to_string(), |status| {
-                status.changes += changes as u64;
-                if let Some(newest) = newest {
-                    status.newest_commit_micros = Some(newest);
-                    status.commit_lag_ms = u64::try_from((now_micros() - newest) / 1000).ok();
-                }
-            });
     }
 
     fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
@@ -629,6 +601,7 @@ impl TableOwner {
             let ended = batch.slice(0, whole);
             silver.apply(&ended)?;
             silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
+            measure::note_caught_up(&self.context.board, &ended);
         }
         let rest = batch.slice(whole, batch.num_rows() - whole);
         silver.apply(&rest)?;
@@ -680,7 +653,7 @@ impl TableOwner {
         self.context
             .board
             .table(&self.table.schema.id.to_string(), |status| {
-                status.phase = self.phase;
+                measure::note_phase(status, self.phase);
                 status.lake_name.clone_from(&self.identity.name);
                 status.identity = crate::tables::describe_identity(&self.table.schema);
                 status.bronze_position = self.bronze.position();

@@ -2,6 +2,7 @@
 //! caught up.
 
 mod history;
+mod measure;
 mod prepare;
 mod session;
 mod watcher;
@@ -62,6 +63,7 @@ struct Pipeline {
     /// Tables to be copied with the next job; one job runs at a time.
     copy_queue: Vec<CopyTarget>,
     copy_jobs: JoinSet<Result<()>>,
+    rates: measure::Rates,
     _lock: LakeLock,
 }
 
@@ -120,6 +122,7 @@ async fn run_until_end(
                     status.connected = false;
                     status.error = Some(ErrorStatus::from(&error));
                 });
+                pipeline.report_status();
             }
             Err(error) => return Err(error),
         }
@@ -208,14 +211,5 @@ impl Pipeline {
             tables: status.tables.len(),
             stopped: stopped.map(|(name, _)| name.clone()).collect(),
         }
-    }
-
-    fn report_status(&self) {
-        self.board.update(|status| {
-            status.received_lsn = self.stream.received();
-            status.acknowledged_lsn = self.stream.flushed();
-            status.server_lsn = self.stream.server().max(self.stream.flushed());
-        });
-        self.board.save(&self.project.state_dir());
     }
 }

@@ -10,6 +10,8 @@
 //! Memory: rows being decoded and rows handed over are each limited; beyond that nothing is read.
 //! Transactions that still run are limited too, and go to disk beyond that.
 
+mod measure;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::acknowledge::{Acknowledger, CutId};
 use crate::owner::{Command, CutEnd, OwnerHandle};
 use crate::project::CommitSettings;
 use crate::told;
+use measure::Measure;
 
 /// Cuts on their way to the lake at the same time: one being written, one behind it.
 const OPEN_CUTS: usize = 2;
@@ -90,6 +93,7 @@ pub(crate) struct Stream {
     server: Lsn,
     /// Where a run that is to end when caught up ends.
     pub target: Option<Lsn>,
+    measure: Measure,
 }
 
 impl Stream {
@@ -125,6 +129,7 @@ impl Stream {
             received: Lsn::ZERO,
             server: Lsn::ZERO,
             target: None,
+            measure: Measure::default(),
         }
     }
 
@@ -254,6 +259,7 @@ impl Stream {
                 } => {
                     self.received = self.received.max(wal_start);
                     self.server = self.server.max(wal_end);
+                    self.measure.received_bytes += data.len() as u64;
                     let step = self.streamed.handle(&data, &mut self.assembler)?;
                     if let Some(need) = self.step(step)? {
                         return Ok(Some(need));
@@ -296,7 +302,13 @@ impl Stream {
                 }
                 Ok(None)
             }
-            Step::Committed { position, end_lsn } => {
+            Step::Committed {
+                position,
+                end_lsn,
+                commit_time_micros,
+            } => {
+                self.measure.transactions += 1;
+                self.measure.newest_commit_micros = commit_time_micros;
                 self.ended = Some((position, end_lsn));
                 self.last_ended = position;
                 self.cut_if_due()?;
@@ -340,7 +352,7 @@ impl Stream {
         if self.acknowledger.open_cuts() >= OPEN_CUTS {
             return Ok(());
         }
-        let batches = self.assembler.take_batches()?;
+        let batches = self.take_batches()?;
         let tables: HashSet<&TableId> = batches
             .iter()
             .map(|batch| &batch.table.id)
@@ -376,6 +388,7 @@ impl Stream {
             since_last_ms = self.last_cut.elapsed().as_millis(),
             "cutting"
         );
+        self.measure.ended_at(end_lsn);
         let id = self.acknowledger.open(end_lsn, places.len());
         let mut by_table = group(batches);
         for (table, place) in places {
@@ -410,7 +423,7 @@ impl Stream {
             return Ok(());
         }
         self.whole_through = None;
-        self.waiting = self.assembler.take_batches()?;
+        self.waiting = self.take_batches()?;
         self.hand_over_waiting();
         Ok(())
     }
@@ -504,7 +517,7 @@ impl Stream {
     pub(crate) async fn flush_parts(&mut self) -> Result<()> {
         self.whole_through = None;
         let mut batches = std::mem::take(&mut self.waiting);
-        batches.extend(self.assembler.take_batches()?);
+        batches.extend(self.take_batches()?);
         for batch in batches {
             let Some(owner) = self.owners.get(&batch.table.id).cloned() else {
                 continue;

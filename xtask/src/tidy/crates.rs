@@ -29,8 +29,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "alluvium-serve",
+        &["alluvium-pipeline", "alluvium-query", "alluvium-change"],
+    ),
+    (
         BINARY,
         &[
+            "alluvium-serve",
             "alluvium-pipeline",
             "alluvium-query",
             "alluvium-lake",

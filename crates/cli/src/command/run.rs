@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use alluvium_change::{Error, Result};
-use alluvium_pipeline::project;
+use alluvium_pipeline::LakeLock;
+use alluvium_pipeline::project::{self, Project};
 use alluvium_pipeline::run::{RunOptions, RunReport, run as run_pipeline};
 use alluvium_pipeline::status::StatusBoard;
+use alluvium_serve::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -49,12 +51,18 @@ pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<Exi
     let project = project::load(config)?;
     let shutdown = shutdown_on_signal()?;
     let board = StatusBoard::default();
+    let server = serve(&project, &board)?;
+    let state_dir = project.state_dir();
     let follower = tokio::spawn(progress::follow(board.clone()));
     let options = RunOptions {
         until_caught_up: args.until_caught_up,
     };
-    let outcome = Box::pin(run_pipeline(project, options, board, shutdown)).await;
+    let outcome = Box::pin(run_pipeline(project, options, board.clone(), shutdown)).await;
     follower.abort();
+    if let Some(server) = server {
+        server.stop().await;
+        board.save(&state_dir);
+    }
     let report = outcome?;
     let stopped = !report.stopped.is_empty();
     print::rows(&Report([report]), output)?;
@@ -62,6 +70,16 @@ pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<Exi
         ExitCode::from(STOPPED_TABLES)
     } else {
         ExitCode::SUCCESS
+    })
+}
+
+/// Starts the HTTP server, if there is to be one.
+fn serve(project: &Project, board: &StatusBoard) -> Result<Option<Server>> {
+    Server::start(project, board).map_err(|error| {
+        // The port is most likely taken by the pipeline that also has the lake.
+        let held = LakeLock::holder(&project.lake_path).is_some();
+        let locked = held.then(|| LakeLock::take(&project.lake_path, &project.file).err());
+        locked.flatten().unwrap_or(error)
     })
 }
 

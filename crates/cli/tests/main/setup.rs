@@ -100,8 +100,8 @@ impl Setup {
     /// One table's entry of `alluvium status`.
     pub(crate) fn status(&self, table: &str) -> Value {
         let finished = self.alluvium(&["status", "--output", "json"]);
-        let rows: Value = serde_json::from_str(&finished.stdout).unwrap_or(Value::Null);
-        let found = rows
+        let whole: Value = serde_json::from_str(&finished.stdout).unwrap_or(Value::Null);
+        let found = whole["tables"]
             .as_array()
             .and_then(|rows| rows.iter().find(|row| row["table"] == table));
         found.cloned().unwrap_or(Value::Null)

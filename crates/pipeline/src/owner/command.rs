@@ -118,6 +118,14 @@ impl OwnerHandle {
         self.commands.clone().try_reserve_owned().ok()
     }
 
+    /// Commands that wait for the owner.
+    #[must_use]
+    pub(crate) fn queued(&self) -> usize {
+        self.commands
+            .max_capacity()
+            .saturating_sub(self.commands.capacity())
+    }
+
     /// Hands over a command, waiting for room.
     ///
     /// # Errors

@@ -80,11 +80,13 @@ pub fn parse(
             }
         }
     }
+    let limits = limits(&written.limits, file)?;
     Ok(Project {
         // Without the "." of "./lake".
         lake_path: dir.join(expand(&written.lake.path)?).components().collect(),
         source: source_settings(name, source, file, &dir, &expand)?,
-        limits: limits(&written.limits, file)?,
+        http: written.serve.settings(&limits, file)?,
+        limits,
         commit: written.commit,
         tables: written.tables,
         pipeline: written.pipeline,
@@ -207,7 +209,7 @@ fn limits(written: &LimitsFile, file: &Path) -> Result<Limits> {
 }
 
 /// `"512MiB"`, `"1GB"`, `"1073741824"` as bytes.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
@@ -256,7 +258,7 @@ fn expand_variables(
     Ok(expanded)
 }
 
-fn value_error(file: &Path, message: &str, hint: &str) -> Error {
+pub(super) fn value_error(file: &Path, message: &str, hint: &str) -> Error {
     Error::new(&code::CONFIG_VALUE, message.to_owned())
         .with_detail(format!("project file \"{}\"", file.display()))
         .with_hint(hint.to_owned())

@@ -5,6 +5,7 @@
 
 mod load;
 mod names;
+mod serve;
 mod template;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 pub use load::{load, parse};
 pub use names::assign_names;
+pub use serve::HttpSettings;
 pub use template::{InitAnswers, render as render_template};
 
 /// The file's usual name.
@@ -33,6 +35,8 @@ pub struct Project {
     pub lake_path: PathBuf,
     pub limits: Limits,
     pub commit: CommitSettings,
+    /// The HTTP server inside `alluvium run`, when there is to be one.
+    pub http: Option<HttpSettings>,
     /// By `schema.table`.
     pub tables: BTreeMap<String, TableSettings>,
 }
@@ -57,6 +61,8 @@ struct ProjectFile {
     limits: LimitsFile,
     #[serde(default)]
     commit: CommitSettings,
+    #[serde(default)]
+    serve: serve::ServeFile,
     #[serde(default)]
     tables: BTreeMap<String, TableSettings>,
 }

@@ -58,6 +58,14 @@ path = {lake_path}
 # max_interval_ms = 5000
 # delta_checkpoint_every_commits = 100
 
+# An HTTP server while it runs: /metrics for Prometheus, /healthz, /api/v1/status, and SQL: POST /api/v1/sql.
+# There is no authentication: whoever reaches it can read the lake.
+# [serve.http]
+# listen = "127.0.0.1:9187"            # port 0 is any free one
+# allow_remote = false                 # needed for an address that other machines can reach
+# sql_concurrency = 4                  # queries at the same time
+# sql_memory = "256MiB"                # for all of them, on top of [limits] memory; a quarter of that unless set
+
 # One table's own settings.
 # [tables."public.orders"]
 # name = "orders"                      # another name in the lake
@@ -95,7 +103,7 @@ mod tests {
         let file = std::path::Path::new("/p/alluvium.toml");
         let project = super::super::parse(&text, file, |_| None).unwrap();
         assert_eq!(project.source.url, answers.url);
-        let is_setting = |line: &str| line.starts_with("# [tables") || line.contains(" = ");
+        let is_setting = |line: &str| line.starts_with("# [") || line.contains(" = ");
         let all: Vec<&str> = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {

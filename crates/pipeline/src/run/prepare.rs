@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::{Pipeline, RunOptions, history};
+use super::{Pipeline, RunOptions, history, measure};
 use crate::copy::{self, CopyContext, CopySessions, CopyTarget, ExportedSnapshot};
 use crate::owner::{OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
@@ -53,6 +53,7 @@ pub(super) async fn prepare(
         status.source.clone_from(&project.source.name);
         status.slot.clone_from(&project.source.slot);
         status.server_lsn = system.flush_lsn;
+        status.complete_until_micros = complete_before(&project);
         status.tables.clear();
     });
     let found = Found {
@@ -108,6 +109,13 @@ pub(super) async fn prepare(
     pipeline.stream.restart(start).await?;
     start_stream(&pipeline, &mut connection, start).await?;
     Ok((pipeline, connection, sessions))
+}
+
+/// Up to which moment an earlier run of this project had made the lake complete.
+fn complete_before(project: &Project) -> Option<i64> {
+    let before = crate::status::load(&project.state_dir())?;
+    let same = before.source == project.source.name && before.slot == project.source.slot;
+    before.complete_until_micros.filter(|_| same)
 }
 
 /// What is known of the source before anything is written.
@@ -168,6 +176,7 @@ fn assemble(
         owner_tasks: JoinSet::new(),
         copy_queue: Vec::new(),
         copy_jobs: JoinSet::new(),
+        rates: measure::Rates::default(),
         _lock: lock,
     }
 }
@@ -551,6 +560,11 @@ pub(super) async fn connect_again(pipeline: &mut Pipeline) -> Result<Replication
             pipeline.system_identifier, system.system_identifier
         )));
     }
+    // A promoted standby may be behind the server that was.
+    pipeline.board.update(|status| {
+        status.server_lsn = system.flush_lsn;
+        status.server_asked_micros = None;
+    });
     let client = connect::connect(&pipeline.options).await?;
     let slot = finished_slot(pipeline, &client).await?;
     let Some(slot) = usable_slot(pipeline, &client, slot, false).await? else {

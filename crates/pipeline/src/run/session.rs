@@ -35,6 +35,7 @@ impl Pipeline {
         let watcher = tokio::spawn(watch_catalog(
             self.options.clone(),
             selection(&self.project),
+            self.board.clone(),
             catalog_sender,
         ));
         let before = self.stream.received();

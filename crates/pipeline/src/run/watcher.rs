@@ -12,6 +12,9 @@ use alluvium_source_postgres::connect::{self, ConnectOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::measure::watch_wal_end;
+use crate::status::StatusBoard;
+
 /// How often the catalog is asked whether it changed.
 const CATALOG_EVERY: Duration = Duration::from_secs(3);
 /// How often the tables are loaded in any case: not every change shows in the fingerprint.
@@ -34,6 +37,7 @@ struct Seen {
 pub(super) async fn watch_catalog(
     options: ConnectOptions,
     selection: TableSelection,
+    board: StatusBoard,
     news: mpsc::Sender<CatalogNews>,
 ) {
     let mut seen = None;
@@ -43,7 +47,7 @@ pub(super) async fn watch_catalog(
             continue;
         };
         loop {
-            tokio::time::sleep(CATALOG_EVERY).await;
+            watch_wal_end(&client, &board, CATALOG_EVERY).await;
             match look(&client, &selection, &news, &mut seen).await {
                 Ok(true) => {}
                 Ok(false) => return,

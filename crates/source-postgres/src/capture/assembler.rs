@@ -50,6 +50,7 @@ pub enum Step {
     Committed {
         position: Lsn,
         end_lsn: Lsn,
+        commit_time_micros: i64,
     },
     /// The relation is unknown, or has columns that are: look in the catalog, then call
     /// [`Assembler::resolve`] before the next message.
@@ -197,6 +198,7 @@ impl Assembler {
                 Some(transaction) => Ok(Step::Committed {
                     position: transaction.commit_lsn,
                     end_lsn: commit.end_lsn,
+                    commit_time_micros: transaction.commit_time_micros,
                 }),
                 None => Err(out_of_order("a commit came without a transaction")),
             },

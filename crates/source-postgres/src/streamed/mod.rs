@@ -63,6 +63,8 @@ pub struct StreamedTransactions {
     /// Each relation as the server believes it described for whole transactions.
     described: HashMap<u32, Described>,
     arrivals: u64,
+    /// Written to spill files since the start, whether still there or not.
+    spilled_total_bytes: u64,
 }
 
 impl StreamedTransactions {
@@ -78,6 +80,7 @@ impl StreamedTransactions {
             replay: None,
             described: HashMap::new(),
             arrivals: 0,
+            spilled_total_bytes: 0,
         }
     }
 
@@ -104,6 +107,25 @@ impl StreamedTransactions {
     #[must_use]
     pub fn num_running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Memory that transactions which have not ended hold.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
+    /// What transactions that have not ended hold in spill files.
+    #[must_use]
+    pub fn spilled_bytes(&self) -> u64 {
+        let running = self.running.values();
+        running.map(|running| running.records.spilled_bytes()).sum()
+    }
+
+    /// All that was written to spill files since the start.
+    #[must_use]
+    pub fn spilled_total_bytes(&self) -> u64 {
+        self.spilled_total_bytes
     }
 
     /// Feeds one pgoutput message; not while [`Self::is_replaying`].
@@ -198,8 +220,10 @@ impl StreamedTransactions {
             return Ok(false);
         };
         let before = running.memory_bytes();
+        let spilled_before = running.records.spilled_bytes();
         running.records.spill()?;
         self.memory_bytes -= before - running.memory_bytes();
+        self.spilled_total_bytes += running.records.spilled_bytes() - spilled_before;
         failpoint::hit("stream.spilled");
         Ok(true)
     }

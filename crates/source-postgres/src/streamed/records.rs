@@ -62,6 +62,7 @@ pub(super) struct Records {
     file: Option<SpillFile>,
     chunks: VecDeque<Vec<u8>>,
     memory_bytes: usize,
+    spilled_bytes: u64,
 }
 
 impl Records {
@@ -72,11 +73,17 @@ impl Records {
             file: None,
             chunks: VecDeque::new(),
             memory_bytes: 0,
+            spilled_bytes: 0,
         }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
+    }
+
+    /// Bytes in the file.
+    pub(super) fn spilled_bytes(&self) -> u64 {
+        self.spilled_bytes
     }
 
     /// Adds a record that consists of `parts`.
@@ -119,7 +126,9 @@ impl Records {
         spill
             .file
             .write_all(&chunk)
-            .map_err(|error| spill_error("write", &self.path, &error))
+            .map_err(|error| spill_error("write", &self.path, &error))?;
+        self.spilled_bytes += chunk.len() as u64;
+        Ok(())
     }
 
     /// Ends the writing.

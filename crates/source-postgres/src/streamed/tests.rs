@@ -237,9 +237,16 @@ fn a_reset_forgets_open_transactions_and_their_files() {
     for message in &server.messages {
         streamed.handle(message, &mut assembler).unwrap();
     }
-    assert_eq!(std::fs::read_dir(&spill_dir).unwrap().count(), 1);
+    let files: Vec<_> = std::fs::read_dir(&spill_dir).unwrap().collect();
+    assert_eq!(files.len(), 1);
+    let on_disk = files[0].as_ref().unwrap().metadata().unwrap().len();
+    assert!(on_disk > 0);
+    assert_eq!(streamed.spilled_bytes(), on_disk);
+    assert_eq!(streamed.spilled_total_bytes(), on_disk);
     streamed.reset().unwrap();
     assert!(!spill_dir.exists() && streamed.num_running() == 0);
+    assert_eq!(streamed.spilled_bytes(), 0);
+    assert_eq!(streamed.spilled_total_bytes(), on_disk, "it was written");
     // The server sends it from its beginning.
     for message in &server.messages {
         streamed.handle(message, &mut assembler).unwrap();
