@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use alluvium_change::{Error, Result, code};
 use alluvium_pipeline::project::{self, InitAnswers, Project};
-use alluvium_pipeline::run::{RunOptions, run as run_pipeline};
+use alluvium_pipeline::run::{RunOptions, Shared, run as run_pipeline};
 use alluvium_pipeline::status::{Phase, StatusBoard};
+use alluvium_pipeline::views::Views;
 use alluvium_source_postgres::connect::{self, ConnectOptions};
 use tokio::sync::watch;
 
@@ -74,8 +75,11 @@ async fn show(
     let mut pipeline = tokio::spawn(Box::pin(run_pipeline(
         project.clone(),
         RunOptions::default(),
-        board.clone(),
-        pipeline_stop,
+        Shared {
+            board: board.clone(),
+            shutdown: pipeline_stop,
+            view_requests: Views::new().1,
+        },
     )));
     let ends_at = options
         .seconds

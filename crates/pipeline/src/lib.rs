@@ -9,6 +9,7 @@
 //! - [`project`]: the project file
 //! - [`run`]: the pipeline from start to end
 //! - [`doctor`], [`status`], [`requests`]: what the other commands need
+//! - [`views`]: its tables as they are now, for queries
 //! - [`metrics`]: the status as Prometheus reads it
 
 mod acknowledge;
@@ -24,5 +25,6 @@ pub mod status;
 mod stream;
 mod tables;
 mod told;
+pub mod views;
 
 pub use lock::LakeLock;

@@ -127,7 +127,7 @@ metrics! {
         => Samples::Pipeline(|s| whole(s.status.memory.budget_bytes));
     MEMORY_RESIDENT "alluvium_memory_resident_bytes" Gauge "bytes" [] "Resident memory of the whole process, by the system's count."
         => Samples::Pipeline(|s| s.status.memory.resident_bytes.map(Value::Whole));
-    MEMORY_BYTES "alluvium_memory_bytes" Gauge "bytes" ["part"] "Memory held by a part: rows decoded, rows handed_over to tables, running transactions (streamed), key and row indexes (index)."
+    MEMORY_BYTES "alluvium_memory_bytes" Gauge "bytes" ["part"] "Memory held by a part: rows decoded, rows handed_over to tables, running transactions (streamed), key and row indexes (index), rows kept for queries until they are committed (recent)."
         => Samples::Part(|part| part.bytes);
     MEMORY_LIMIT "alluvium_memory_limit_bytes" Gauge "bytes" ["part"] "What that part may hold. Row indexes of tables without a key are not limited."
         => Samples::Part(|part| part.limit_bytes);
@@ -196,12 +196,13 @@ fn worst_freshness(scrape: &Scrape<'_>) -> Option<Value> {
 }
 
 /// The parts of the memory, by the names they have as labels.
-fn parts(memory: &MemoryStatus) -> [(&'static str, &Part); 4] {
+fn parts(memory: &MemoryStatus) -> [(&'static str, &Part); 5] {
     [
         ("decoded", &memory.decoded),
         ("handed_over", &memory.handed_over),
         ("streamed", &memory.streamed),
         ("index", &memory.index),
+        ("recent", &memory.recent),
     ]
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
-use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings};
+use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
@@ -237,6 +237,9 @@ impl TableOwner {
                 let _ = reply.send(self.finish_copy());
                 events.push(Event::PhaseChanged);
             }
+            Command::View { through, reply } => {
+                let _ = reply.send(self.view(through));
+            }
             Command::Shape { table, step, ended } => {
                 if let Err(error) = self.reshape(table, &step, ended) {
                     events.extend(self.failed(error));
@@ -351,6 +354,14 @@ impl TableOwner {
         failpoint::hit("land.after_commit");
         self.staged_through = None;
         Ok(())
+    }
+
+    fn view(&self, through: Lsn) -> Option<SilverView> {
+        let silver = self.silver.as_ref().filter(|_| self.phase == Phase::Live)?;
+        silver.view(through).unwrap_or_else(|error| {
+            tracing::warn!(table = %self.table.schema.id, error = %error, "the table cannot be shown now");
+            None
+        })
     }
 
     fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {

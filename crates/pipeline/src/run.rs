@@ -25,12 +25,22 @@ use crate::owner::{Event, OwnerContext};
 use crate::project::Project;
 use crate::status::{ErrorStatus, Phase, StatusBoard};
 use crate::stream::Stream;
+use crate::views::ViewRequests;
 
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunOptions {
     /// End when all that was committed before the start is durable in the lake.
     pub until_caught_up: bool,
+}
+
+/// What a run shares with the rest of the program.
+#[derive(Debug)]
+pub struct Shared {
+    pub board: StatusBoard,
+    /// Turns true when the run is to end.
+    pub shutdown: watch::Receiver<bool>,
+    pub view_requests: ViewRequests,
 }
 
 /// How a run ended.
@@ -64,24 +74,21 @@ struct Pipeline {
     copy_queue: Vec<CopyTarget>,
     copy_jobs: JoinSet<Result<()>>,
     rates: measure::Rates,
+    view_requests: ViewRequests,
     _lock: LakeLock,
 }
 
 /// Runs the pipeline of `project`.
 ///
-/// Ends without error when `shutdown` turns true, or when caught up if that was asked.
+/// Ends without error when [`Shared::shutdown`] turns true, or when caught up if that was asked.
 ///
 /// # Errors
 /// What keeps the whole pipeline from going on; one table's error stops that table alone and is in
 /// the report.
-pub async fn run(
-    project: Project,
-    options: RunOptions,
-    board: StatusBoard,
-    shutdown: watch::Receiver<bool>,
-) -> Result<RunReport> {
+pub async fn run(project: Project, options: RunOptions, shared: Shared) -> Result<RunReport> {
     let state_dir = project.state_dir();
-    let outcome = run_until_end(project, options, &board, shutdown).await;
+    let board = shared.board.clone();
+    let outcome = run_until_end(project, options, shared).await;
     // A run that ended before it knew its tables leaves what is known of them.
     let before = crate::status::load(&state_dir).unwrap_or_default();
     board.update(|status| {
@@ -95,14 +102,9 @@ pub async fn run(
     outcome
 }
 
-async fn run_until_end(
-    project: Project,
-    options: RunOptions,
-    board: &StatusBoard,
-    shutdown: watch::Receiver<bool>,
-) -> Result<RunReport> {
+async fn run_until_end(project: Project, options: RunOptions, shared: Shared) -> Result<RunReport> {
     let (mut pipeline, mut connection, sessions) =
-        prepare::prepare(project, options, board.clone(), shutdown).await?;
+        prepare::prepare(project, options, shared).await?;
     pipeline.start_copy_job(sessions);
     let mut pause = Duration::from_millis(200);
     loop {

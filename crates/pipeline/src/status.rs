@@ -124,6 +124,8 @@ pub struct MemoryStatus {
     pub streamed: Part,
     /// Key and row indexes of all tables.
     pub index: Part,
+    /// Rows that are in no commit yet, kept for queries.
+    pub recent: Part,
 }
 
 /// What went through the stream since the start of the run, and what waits in it.

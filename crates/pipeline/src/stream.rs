@@ -28,6 +28,7 @@ use crate::acknowledge::{Acknowledger, CutId};
 use crate::owner::{Command, CutEnd, OwnerHandle};
 use crate::project::CommitSettings;
 use crate::told;
+use crate::views::ViewRequest;
 use measure::Measure;
 
 /// Cuts on their way to the lake at the same time: one being written, one behind it.
@@ -93,6 +94,8 @@ pub(crate) struct Stream {
     server: Lsn,
     /// Where a run that is to end when caught up ends.
     pub target: Option<Lsn>,
+    /// Queries that want to see tables, and the owners of those.
+    asked: Vec<(ViewRequest, Vec<(String, OwnerHandle)>)>,
     measure: Measure,
 }
 
@@ -129,6 +132,7 @@ impl Stream {
             received: Lsn::ZERO,
             server: Lsn::ZERO,
             target: None,
+            asked: Vec::new(),
             measure: Measure::default(),
         }
     }
@@ -313,9 +317,9 @@ impl Stream {
                 self.last_ended = position;
                 self.cut_if_due()?;
                 if self.assembler.memory_bytes() >= PART_BYTES {
-                    self.cut_part()?;
-                    self.whole_through = self.waiting.is_empty().then_some(position);
+                    self.cut_whole_part()?;
                 }
+                self.show_asked()?;
                 Ok(None)
             }
             Step::Unknown(relation) => Ok(Some(Need::Catalog(relation))),
@@ -414,6 +418,53 @@ impl Stream {
         }
         self.ended = None;
         self.waiting.clear();
+    }
+
+    /// Hands over what has come since the last cut or part of one: whole transactions.
+    fn cut_whole_part(&mut self) -> Result<()> {
+        self.cut_part()?;
+        let whole = self.waiting.is_empty().then_some(self.ended).flatten();
+        self.whole_through = whole.map(|(position, _)| position);
+        Ok(())
+    }
+
+    /// A query wants to see tables: they are shown as soon as a transaction has ended.
+    ///
+    /// # Errors
+    /// Arrow refuses decoded columns: a bug.
+    pub(crate) fn show(
+        &mut self,
+        request: ViewRequest,
+        names: &BTreeMap<TableId, String>,
+    ) -> Result<()> {
+        let owners = request.owners(names, &self.owners);
+        self.asked.push((request, owners));
+        self.show_asked()
+    }
+
+    /// Shows queries the tables they asked for, if whole transactions are all there is.
+    ///
+    /// # Errors
+    /// Arrow refuses decoded columns: a bug.
+    pub(crate) fn show_asked(&mut self) -> Result<()> {
+        if self.asked.is_empty() || self.assembler.in_transaction() {
+            return Ok(());
+        }
+        if self.assembler.has_rows() {
+            self.cut_whole_part()?;
+        }
+        if !self.waiting.is_empty() {
+            return Ok(());
+        }
+        let through = self.last_ended;
+        let asked = std::mem::take(&mut self.asked).into_iter();
+        self.asked = asked
+            .filter_map(|(request, owners)| {
+                let refused = request.pass_on(owners.clone(), through).err()?;
+                Some((refused, owners))
+            })
+            .collect();
+        Ok(())
     }
 
     /// Hands over a part of a cut: whole transactions, or a part of one that is too large to be held

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use alluvium_change::{Error, code};
+use alluvium_change::{Error, code, encode_path_segment};
+use alluvium_lake::SilverView;
 use alluvium_lake::read::{self, TableName};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
@@ -61,6 +62,19 @@ impl Listing {
         Ok(tables.into_iter().map(named).collect())
     }
 
+    /// The directory name of the silver table that queries call `name`.
+    pub(crate) fn dir_name(&self, name: &str) -> String {
+        let silver = self.root.join(DEFAULT_SCHEMA);
+        let plain = encode_path_segment(name);
+        if silver.join(&plain).is_dir() {
+            return plain;
+        }
+        // Of another schema, the two parts of its name are encoded each for itself.
+        let found = self.directory(DEFAULT_SCHEMA, name).ok().flatten();
+        let found = found.as_ref().and_then(|dir| dir.file_name());
+        found.map_or(plain, |name| name.to_string_lossy().into_owned())
+    }
+
     fn directory(&self, layer: &str, name: &str) -> alluvium_change::Result<Option<PathBuf>> {
         let tables = self.tables(layer)?;
         Ok(tables
@@ -87,6 +101,20 @@ impl LakeCatalog {
             .map(|layer| (*layer, Arc::new(Layer::new(layer, listing.clone()))))
             .collect();
         Self { layers }
+    }
+}
+
+impl LakeCatalog {
+    /// A silver table as a running pipeline has it, for as long as the session lasts.
+    pub(crate) fn show(&self, dir_name: &str, view: SilverView) -> alluvium_change::Result<()> {
+        let Some((_, layer)) = self.layers.iter().find(|(name, _)| *name == DEFAULT_SCHEMA) else {
+            return Ok(());
+        };
+        let dir = layer.listing.root.join(layer.name).join(dir_name);
+        let table = Arc::new(LakeTable::of_view(view, &dir)?);
+        let mut opened = layer.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.insert(decode_table_name(dir_name), table);
+        Ok(())
     }
 }
 

@@ -3,14 +3,16 @@
 //! The crate's entrance. Invariant: nothing a session runs can change a file: only queries,
 //! `EXPLAIN`, `SHOW`, `DESCRIBE` and `SET` of harmless settings pass.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result, code};
-use alluvium_lake::read;
+use alluvium_lake::{SilverView, read};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
+use datafusion::catalog::CatalogProvider;
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -80,6 +82,7 @@ pub struct Statement(ParsedStatement);
 pub struct Session {
     context: SessionContext,
     listing: Listing,
+    catalog: Arc<LakeCatalog>,
 }
 
 impl std::fmt::Debug for Session {
@@ -117,8 +120,13 @@ impl Session {
             .build();
         let context = SessionContext::new_with_state(state);
         let listing = Listing::new(lake_root);
-        context.register_catalog(CATALOG, Arc::new(LakeCatalog::new(&listing)));
-        Ok(Self { context, listing })
+        let catalog = Arc::new(LakeCatalog::new(&listing));
+        context.register_catalog(CATALOG, Arc::clone(&catalog) as Arc<dyn CatalogProvider>);
+        Ok(Self {
+            context,
+            listing,
+            catalog,
+        })
     }
 
     /// A table that is in no lake, as `test.public.<name>`.
@@ -143,6 +151,41 @@ impl Session {
             .and_then(|mut parser| parser.parse_statements())
             .map_err(|error| sql_error(&error))?;
         Ok(parsed.into_iter().map(Statement).collect())
+    }
+
+    /// The directories of the silver tables that `sql` names. What cannot be parsed names none: running
+    /// it says why.
+    #[must_use]
+    pub fn silver_tables(&self, sql: &str) -> Vec<String> {
+        let state = self.context.state();
+        let statements = self.statements(sql).unwrap_or_default();
+        let references = statements
+            .iter()
+            .filter_map(|statement| state.resolve_table_references(&statement.0).ok())
+            .flatten();
+        let silver = references.filter(|reference| {
+            reference.catalog().is_none_or(|catalog| catalog == CATALOG)
+                && reference
+                    .schema()
+                    .is_none_or(|schema| schema == DEFAULT_SCHEMA)
+        });
+        let mut names: Vec<String> = silver
+            .map(|reference| self.listing.dir_name(reference.table()))
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// From now on these silver tables, by their directories, are as a running pipeline has them.
+    ///
+    /// # Errors
+    /// `LAKE_CORRUPT` when a view's deletion vector does not fit its file.
+    pub fn show(&self, views: BTreeMap<String, SilverView>) -> Result<()> {
+        for (dir_name, view) in views {
+            self.catalog.show(&dir_name, view)?;
+        }
+        Ok(())
     }
 
     /// Plans one statement and starts it; `SET` takes effect at once.

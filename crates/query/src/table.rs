@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use alluvium_change::{Error, code};
+use alluvium_lake::SilverView;
 use alluvium_lake::read::{DataFile, TableVersion};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -15,6 +17,7 @@ use datafusion::common::config::TableParquetOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::{DFSchema, Result, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::object_store::ObjectStoreUrl;
 use datafusion::datasource::physical_plan::parquet::{
     CachedParquetFileReaderFactory, ParquetRowSelection,
@@ -26,6 +29,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use roaring::RoaringTreemap;
@@ -41,6 +45,8 @@ const FOOTER_BYTES: usize = 64 << 10;
 pub(crate) struct LakeTable {
     schema: SchemaRef,
     files: Vec<LakeFile>,
+    /// Rows that are in no file.
+    rows: Vec<RecordBatch>,
 }
 
 #[derive(Debug)]
@@ -61,6 +67,19 @@ impl LakeTable {
         Ok(Self {
             schema: version.schema,
             files,
+            rows: Vec::new(),
+        })
+    }
+
+    /// A table as a running pipeline has it.
+    pub(crate) fn of_view(view: SilverView, dir: &Path) -> alluvium_change::Result<Self> {
+        let files = view.files.into_iter();
+        Ok(Self {
+            schema: view.schema,
+            files: files
+                .map(|data| LakeFile::new(data, dir))
+                .collect::<alluvium_change::Result<_>>()?,
+            rows: view.rows,
         })
     }
 
@@ -191,7 +210,10 @@ impl TableProvider for LakeTable {
 
     fn statistics(&self) -> Option<Statistics> {
         let files: Vec<&LakeFile> = self.files.iter().collect();
-        Some(self.statistics(&files))
+        let mut statistics = self.statistics(&files);
+        let in_memory = self.rows.iter().map(RecordBatch::num_rows).sum();
+        statistics.num_rows = statistics.num_rows.add(&Precision::Exact(in_memory));
+        Some(statistics)
     }
 
     async fn scan(
@@ -250,7 +272,17 @@ impl TableProvider for LakeTable {
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
-        Ok(DataSourceExec::from_data_source(scan))
+        let scan = DataSourceExec::from_data_source(scan);
+        if self.rows.is_empty() {
+            return Ok(scan);
+        }
+        let schema = Arc::clone(&self.schema);
+        let rows = std::slice::from_ref(&self.rows);
+        let in_memory = MemorySourceConfig::try_new_exec(rows, schema, projection.cloned())?;
+        if files.is_empty() {
+            return Ok(in_memory);
+        }
+        UnionExec::try_new(vec![scan, in_memory])
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use alluvium_change::{Error, Result, code};
 use alluvium_pipeline::project::HttpSettings;
 use alluvium_pipeline::status::HttpStatus;
+use alluvium_pipeline::views::Views;
 use alluvium_query::output::{Format, Options, Printer};
 use alluvium_query::{QuerySettings, Session};
 use axum::body::Bytes;
@@ -38,6 +39,7 @@ type Piece = Result<Bytes>;
 pub(crate) struct Queries {
     runtime: Handle,
     lake: PathBuf,
+    views: Views,
     settings: QuerySettings,
     running: Arc<Semaphore>,
     /// Running or waiting.
@@ -49,7 +51,7 @@ pub(crate) struct Queries {
 impl Queries {
     pub(crate) fn new(
         runtime: Handle,
-        lake: PathBuf,
+        (lake, views): (PathBuf, Views),
         settings: &HttpSettings,
         threads: usize,
     ) -> Self {
@@ -61,6 +63,7 @@ impl Queries {
         Self {
             runtime,
             lake,
+            views,
             settings: QuerySettings {
                 memory_bytes: memory_bytes / running,
                 threads,
@@ -91,8 +94,9 @@ impl Queries {
         };
         self.taken_up.fetch_add(1, Ordering::Relaxed);
         let (sender, mut receiver) = mpsc::channel(PIECES);
-        let (lake, settings, runtime) = (
+        let (lake, views, settings, runtime) = (
             self.lake.clone(),
+            self.views.clone(),
             self.settings.clone(),
             self.runtime.clone(),
         );
@@ -102,6 +106,7 @@ impl Queries {
             runtime.block_on(async {
                 let work = async {
                     let session = Session::open(&lake, &settings)?;
+                    session.show(views.of(session.silver_tables(&sql)).await)?;
                     send_rows(&session, &sql, &sender).await
                 };
                 let outcome = tokio::select! {
@@ -197,7 +202,8 @@ mod tests {
             sql_memory_bytes: 1 << 20,
         };
         let lake = PathBuf::from("/there/is/no/such/lake");
-        let queries = Queries::new(runtime.handle().clone(), lake, &settings, 1);
+        let (views, _requests) = Views::new();
+        let queries = Queries::new(runtime.handle().clone(), (lake, views), &settings, 1);
         let ask = || {
             let answer = runtime.block_on(queries.answer("SELECT 1".to_owned()));
             answer.err().expect("there is no lake")

@@ -6,6 +6,7 @@ use std::time::Duration;
 use alluvium_change::{Error, Result, code};
 use alluvium_pipeline::project::Project;
 use alluvium_pipeline::status::StatusBoard;
+use alluvium_pipeline::views::Views;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,7 +34,7 @@ impl Server {
     ///
     /// # Errors
     /// `HTTP_LISTEN` when the address is taken, or not one of this machine.
-    pub fn start(project: &Project, board: &StatusBoard) -> Result<Option<Self>> {
+    pub fn start(project: &Project, board: &StatusBoard, views: Views) -> Result<Option<Self>> {
         let Some(settings) = &project.http else {
             return Ok(None);
         };
@@ -62,7 +63,7 @@ impl Server {
             file: project.file.clone(),
             queries: Queries::new(
                 query_runtime.handle().clone(),
-                project.lake_path.clone(),
+                (project.lake_path.clone(), views),
                 settings,
                 threads,
             ),

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use alluvium_change::{Error, Result};
 use alluvium_pipeline::LakeLock;
 use alluvium_pipeline::project::{self, Project};
-use alluvium_pipeline::run::{RunOptions, RunReport, run as run_pipeline};
+use alluvium_pipeline::run::{RunOptions, RunReport, Shared, run as run_pipeline};
 use alluvium_pipeline::status::StatusBoard;
+use alluvium_pipeline::views::Views;
 use alluvium_serve::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -51,13 +52,19 @@ pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<Exi
     let project = project::load(config)?;
     let shutdown = shutdown_on_signal()?;
     let board = StatusBoard::default();
-    let server = serve(&project, &board)?;
+    let (views, view_requests) = Views::new();
+    let server = serve(&project, &board, views)?;
     let state_dir = project.state_dir();
     let follower = tokio::spawn(progress::follow(board.clone()));
     let options = RunOptions {
         until_caught_up: args.until_caught_up,
     };
-    let outcome = Box::pin(run_pipeline(project, options, board.clone(), shutdown)).await;
+    let shared = Shared {
+        board: board.clone(),
+        shutdown,
+        view_requests,
+    };
+    let outcome = Box::pin(run_pipeline(project, options, shared)).await;
     follower.abort();
     if let Some(server) = server {
         server.stop().await;
@@ -74,8 +81,8 @@ pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<Exi
 }
 
 /// Starts the HTTP server, if there is to be one.
-fn serve(project: &Project, board: &StatusBoard) -> Result<Option<Server>> {
-    Server::start(project, board).map_err(|error| {
+fn serve(project: &Project, board: &StatusBoard, views: Views) -> Result<Option<Server>> {
+    Server::start(project, board, views).map_err(|error| {
         // The port is most likely taken by the pipeline that also has the lake.
         let held = LakeLock::holder(&project.lake_path).is_some();
         let locked = held.then(|| LakeLock::take(&project.lake_path, &project.file).err());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code};
-use alluvium_lake::CopyState;
+use alluvium_lake::{CopyState, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::RecordBatch;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -65,6 +65,11 @@ pub(crate) enum Command {
     },
     FinishCopy {
         reply: oneshot::Sender<Result<()>>,
+    },
+    /// Show the table, which has every transaction up to `through`; none that cannot be shown now.
+    View {
+        through: Lsn,
+        reply: oneshot::Sender<Option<SilverView>>,
     },
     /// The table's newest shape; sent before the first change that has it.
     /// All transactions up to `ended` are complete.

@@ -59,6 +59,8 @@ impl Pipeline {
         let complete = self.stream.complete_until(told);
         let stream = self.stream.status();
         let limits = self.project.limits;
+        let lake = &self.owner_context.lake;
+        let recent = Part::of(lake.recent_bytes(), lake.settings().recent_bytes);
         let (rates, waiting) = (&mut self.rates, &self.stream);
         self.board.update(|status| {
             status.received_lsn = waiting.received();
@@ -78,6 +80,7 @@ impl Pipeline {
                 bytes: index_bytes,
                 limit_bytes: limits.index_memory_bytes,
             };
+            status.memory.recent = recent;
             status.memory.budget_bytes = limits.memory_bytes;
             status.memory.resident_bytes = resident_bytes(Path::new("/proc/self/status"));
             status.rates = rates.at(Instant::now(), counts(status));

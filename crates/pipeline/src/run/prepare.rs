@@ -12,16 +12,16 @@ use alluvium_source_postgres::connect::{self, ConnectOptions};
 use alluvium_source_postgres::replication::{ReplicationConnection, SlotKind, SystemIdentity};
 use alluvium_source_postgres::slot::{self, SlotState};
 use alluvium_source_postgres::{preflight, publication};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::{Pipeline, RunOptions, history, measure};
+use super::{Pipeline, RunOptions, Shared, history, measure};
 use crate::copy::{self, CopyContext, CopySessions, CopyTarget, ExportedSnapshot};
 use crate::owner::{OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
 use crate::requests::Pending;
-use crate::status::{StatusBoard, now_micros};
+use crate::status::now_micros;
 use crate::stream::{Stream, StreamLimits};
 use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
 use crate::{LakeLock, doctor, requests, told};
@@ -34,8 +34,7 @@ const EVENT_QUEUE: usize = 1024;
 pub(super) async fn prepare(
     project: Project,
     run: RunOptions,
-    board: StatusBoard,
-    shutdown: watch::Receiver<bool>,
+    shared: Shared,
 ) -> Result<(Pipeline, ReplicationConnection, Option<CopySessions>)> {
     let lock = LakeLock::take(&project.lake_path, &project.file)?;
     let options =
@@ -47,7 +46,7 @@ pub(super) async fn prepare(
     let mut connection = ReplicationConnection::connect(&options).await?;
     let system = connection.identify_system().await?;
     let publications = ensure_publication(&project, &client, &known).await?;
-    board.update(|status| {
+    shared.board.update(|status| {
         status.process_id = std::process::id();
         status.started_micros = now_micros();
         status.source.clone_from(&project.source.name);
@@ -62,7 +61,7 @@ pub(super) async fn prepare(
         publications,
         system_identifier: system.system_identifier.clone(),
     };
-    let mut pipeline = assemble(project, run, options, board, shutdown, (lock, lake), found);
+    let mut pipeline = assemble(project, run, options, shared, (lock, lake), found);
     let resync = pending_resync(&pipeline.project);
     let mut owners = open_owners(&pipeline, &resync).await?;
     let slot = finished_slot(&pipeline, &client).await?;
@@ -130,8 +129,7 @@ fn assemble(
     project: Project,
     run: RunOptions,
     options: ConnectOptions,
-    board: StatusBoard,
-    shutdown: watch::Receiver<bool>,
+    shared: Shared,
     (lock, lake): (LakeLock, Lake),
     found: Found,
 ) -> Pipeline {
@@ -147,7 +145,7 @@ fn assemble(
     Pipeline {
         owner_context: OwnerContext {
             lake,
-            board: board.clone(),
+            board: shared.board.clone(),
             events: event_sender,
             cpu: Arc::new(Semaphore::new(cores)),
         },
@@ -160,7 +158,7 @@ fn assemble(
             options: options.clone(),
             workers: project.limits.copy_workers,
             range_bytes: (memory_bytes / 32).max(4 << 20),
-            board: board.clone(),
+            board: shared.board.clone(),
             selection: selection(&project),
         },
         system_identifier: found.system_identifier,
@@ -170,8 +168,9 @@ fn assemble(
         project,
         run,
         options,
-        board,
-        shutdown,
+        board: shared.board,
+        shutdown: shared.shutdown,
+        view_requests: shared.view_requests,
         events,
         owner_tasks: JoinSet::new(),
         copy_queue: Vec::new(),
@@ -259,7 +258,13 @@ pub(super) async fn ensure_publication(
 
 fn open_lake(project: &Project) -> Result<Lake> {
     let defaults = LakeSettings::default();
+    // Rows are kept for queries only where there may be some.
+    let recent_bytes = match &project.http {
+        Some(_) => usize::try_from(project.limits.memory_bytes / 16).unwrap_or_default(),
+        None => 0,
+    };
     let settings = LakeSettings {
+        recent_bytes,
         delta_checkpoint_every_commits: project.commit.delta_checkpoint_every_commits,
         staging_bytes: usize::try_from(project.limits.memory_bytes / 32)
             .unwrap_or(defaults.staging_bytes),

@@ -58,6 +58,7 @@ impl Pipeline {
                 self.help(need).await?;
             }
             self.stream.cut_if_due()?;
+            self.stream.show_asked()?;
             let behind = self
                 .stream
                 .target
@@ -79,6 +80,9 @@ impl Pipeline {
                 },
                 Some(ended) = self.copy_jobs.join_next() => self.copy_ended(ended)?,
                 Some(news) = catalog_news.recv() => self.catalog_changed(news).await?,
+                Some(request) = self.view_requests.recv() => {
+                    self.stream.show(request, &self.names)?;
+                }
                 _ = housekeeping.tick() => {
                     self.report_status();
                     self.heed_requests().await?;
