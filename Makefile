@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak bigtable largetransaction bench
+.PHONY: help build demo test check interop soak bigtable largetransaction manytables bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,6 +48,11 @@ largetransaction: ## one transaction of 10 million rows at 512 MiB, half of it r
 	@tools/setup test
 	cargo build --package alluvium
 	tools/largetransaction
+
+manytables: ## 1000 tables, most of them idle: first copy, start, CPU at rest; compared, goals checked
+	@tools/setup test
+	cargo build --package alluvium
+	tools/manytables
 
 bench: ## the benchmarks against PostgreSQL and peers, into bench/RESULTS.md (BENCH=quick: under 15 minutes)
 	@tools/setup bench

@@ -175,12 +175,13 @@ fn memory(memory: &MemoryStatus) -> String {
     let part =
         |name: &str, part: &Part| format!("{name} {}/{}", part.bytes >> 20, part.limit_bytes >> 20);
     format!(
-        "{resident} resident, the budget is {}\n            {}, {}, {}, {} MiB",
+        "{resident} resident, the budget is {}\n            {}, {}, {}, {}, {} MiB",
         print::bytes(memory.budget_bytes),
         part("decoded", &memory.decoded),
         part("handed over", &memory.handed_over),
         part("streamed", &memory.streamed),
         part("index", &memory.index),
+        part("recent", &memory.recent),
     )
 }
 

@@ -14,14 +14,14 @@ use crate::setup::{PATIENCE, Setup, terminate};
 /// The metrics as the documentation lists them, which `cargo xtask check` holds to the code.
 const DOCUMENTED: &str = include_str!("../../../../docs/reference/metrics.md");
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 }
@@ -67,7 +67,7 @@ fn unchunked(mut rest: &str) -> String {
     }
 }
 
-fn get(address: SocketAddr, path: &str) -> Answer {
+pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     request(
         address,
         &format!("GET {path} HTTP/1.1\r\nhost: {address}"),
@@ -75,7 +75,7 @@ fn get(address: SocketAddr, path: &str) -> Answer {
     )
 }
 
-fn post_sql(address: SocketAddr, content_type: &str, body: &str) -> Answer {
+pub(crate) fn post_sql(address: SocketAddr, content_type: &str, body: &str) -> Answer {
     let head =
         format!("POST /api/v1/sql HTTP/1.1\r\nhost: {address}\r\ncontent-type: {content_type}");
     request(address, &head, body)
@@ -186,7 +186,7 @@ fn serving(sql: &str) -> Setup {
 }
 
 /// Where the running program says that it listens.
-fn address_of(setup: &Setup, running: &Alluvium) -> SocketAddr {
+pub(crate) fn address_of(setup: &Setup, running: &Alluvium) -> SocketAddr {
     let file = setup.dir.path().join(".alluvium/status.json");
     let address = || -> Option<SocketAddr> {
         let status: Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;

@@ -11,6 +11,7 @@
 mod bad_input;
 mod crash;
 mod equality;
+mod fresh;
 mod http;
 mod life;
 mod many_tables;

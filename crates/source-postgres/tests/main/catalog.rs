@@ -284,7 +284,7 @@ async fn the_fingerprint_tells_changes_of_shape_from_the_rest() {
     let client = client(&database("fingerprint").await).await;
     let run = async |sql: &str| client.batch_execute(sql).await.unwrap();
     run(
-        "CREATE SCHEMA s; CREATE TABLE s.t (id int NOT NULL, v text);
+        "SET search_path = public; CREATE SCHEMA s; CREATE TABLE s.t (id int NOT NULL, v text);
          CREATE TABLE part (id int) PARTITION BY RANGE (id); CREATE TABLE leaf (id int);
          CREATE TYPE pair AS (a int, b int); CREATE TABLE pairs (p pair)",
     )
