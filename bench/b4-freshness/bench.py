@@ -1,6 +1,8 @@
-"""B4: how long after COMMIT returned a change is visible: in silver's Delta log, and at PostgreSQL's own subscriber."""
+"""B4: how long after COMMIT returned a change is visible: to a query inside Alluvium, in silver's Delta log, and at PostgreSQL's own subscriber."""
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import threading
 import time
@@ -16,25 +18,31 @@ TRANSACTIONS_PER_SECOND = 500
 ROWS = 100_000
 
 
+# Both tables: the last transaction that is there, and a row that all of its kind change.
+QUERY = "SELECT (SELECT n FROM progress) AS n, (SELECT qty FROM orders WHERE id = 1) AS qty"
+
+
 class Load(threading.Thread):
-    """One client at a fixed pace: `each` changes a transaction. Late transactions are counted as they come, not dropped."""
+    """One client at a fixed pace: `each` changes a transaction, one of them its number. Late transactions are counted as they come, not dropped."""
 
     def __init__(self, server, db: str, each: int, seconds: float):
         super().__init__(daemon=True)
         self.conn, self.each, self.count = server.connect(db), each, int(TRANSACTIONS_PER_SECOND * seconds)
         self.committed: list[tuple[float, int]] = []                   # when COMMIT returned, end of WAL before the transaction
+        self.numbered: list[tuple[float, int]] = []                    # when COMMIT returned, number of the transaction
 
     def run(self) -> None:
-        update = "UPDATE orders SET qty = qty + 1 WHERE id = ANY (%s)"
+        update = "WITH p AS (UPDATE progress SET n = %s) UPDATE orders SET qty = qty + 1 WHERE id = ANY (%s)"
         end = self.end_of_wal()
         since = time.monotonic()
         for n in range(self.count):
             pause = since + n / TRANSACTIONS_PER_SECOND - time.monotonic()
             if pause > 0:
                 time.sleep(pause)
-            ids = [1 + (n * self.each + k) * data.STEP % ROWS for k in range(self.each)]
-            self.conn.execute(update, (ids,))
+            ids = [1 + (n * self.each + k) * data.STEP % ROWS for k in range(self.each - 1)]
+            self.conn.execute(update, (n, ids))
             self.committed.append((time.monotonic(), end))
+            self.numbered.append((self.committed[-1][0], n))
             end = self.end_of_wal()
         self.seconds = time.monotonic() - since
         self.conn.close()
@@ -55,6 +63,37 @@ def delays(committed: list[tuple[float, int]], seen: list[tuple[float, int]], st
     return found
 
 
+class Asker(threading.Thread):
+    """Asks the running pipeline again and again, on one connection."""
+
+    def __init__(self, address: str):
+        super().__init__(daemon=True)
+        self.conn = http.client.HTTPConnection(address, timeout=60)
+        self.seen: list[tuple[float, int]] = []
+        self.took: list[float] = []
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            since = time.monotonic()
+            self.conn.request("POST", "/api/v1/sql", QUERY, {"content-type": "text/plain"})
+            answer = self.conn.getresponse()
+            row = json.loads(answer.read())
+            now = time.monotonic()
+            if answer.status != 200:
+                raise procs.Failed(f"the query failed: {row}")
+            self.took.append(now - since)
+            if not self.seen or row[0]["n"] > self.seen[-1][1]:
+                self.seen.append((now, row[0]["n"]))
+
+    def wait_for(self, number: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.is_alive() and not (self.seen and self.seen[-1][1] >= number):
+            time.sleep(0.01)
+        self.done.set()
+        self.join()
+
+
 def percentiles(found: list[float]) -> dict:
     found = sorted(found)
     pick = lambda p: round(found[min(len(found) - 1, int(len(found) * p))] * 1000, 2)  # noqa: E731
@@ -67,11 +106,13 @@ def run(context) -> None:
     server, db = context.server(), "b4orders"
     server.create(db)
     data.fill(server, db, "orders", ROWS)
+    server.sql(db, "CREATE TABLE progress (id int PRIMARY KEY, n bigint)", "INSERT INTO progress VALUES (1, -1)")
     project = context.project(db)
     project.catch_up()
     for round_ in range(rounds):
         for each in (2, 20):
             case = f"{each * TRANSACTIONS_PER_SECOND // 1000}k changes/s"
+            context.record(case, "query", round_, **through_queries(project, each, seconds))
             context.record(case, "delta-log", round_, **through_alluvium(project, each, seconds))
             context.record(case, "subscriber", round_, **through_subscriber(context, db, each, seconds))
     project.catch_up()
@@ -79,6 +120,28 @@ def run(context) -> None:
     project.remove()
     context.server("subscriber").drop("b4sub")
     server.drop(db)
+
+
+def through_queries(project, each: int, seconds: float) -> dict:
+    project.server.sql(project.db, "UPDATE progress SET n = -1")
+    process = project.start('[serve.http]\nlisten = "127.0.0.1:0"\n')
+    try:
+        project.wait_until_live(process)
+        time.sleep(1)
+        asker = Asker(project.status()["http"]["address"])
+        load = Load(project.server, project.db, each, seconds)
+        before = procs.cpu_of(process.pid)
+        with procs.Clock([project.server.postmaster]) as out:
+            asker.start()
+            load.start()
+            load.join()
+            asker.wait_for(load.numbered[-1][1], 60)
+            out["cpu_own_s"] = round(procs.cpu_of(process.pid) - before, 2)
+        took = percentiles(asker.took)
+        return {**out, **percentiles(delays(load.numbered, asker.seen, False)), "load_s": round(load.seconds, 2), "queries": len(asker.took),
+                "query_p50_ms": took["p50_ms"], "query_p99_ms": took["p99_ms"]}
+    finally:
+        project.stop(process)
 
 
 def through_alluvium(project, each: int, seconds: float) -> dict:
@@ -144,7 +207,16 @@ def through_subscriber(context, db: str, each: int, seconds: float) -> dict:
 def report(samples: Samples) -> list[Line]:
     lines = []
     for case in samples.cases():
-        lines.append(Line(case, "(a) a query inside Alluvium", "not built yet", "p50 ≤ 5 ms, p99 ≤ 50 ms" if case.startswith("1k") else "p99 ≤ 100 ms"))
+        p50, p99 = (samples.figure(case, "query", lambda r, name=name: r[name]) for name in ("p50_ms", "p99_ms"))
+        (most_p50, most_p99) = (5, 50) if case.startswith("1k") else (float("inf"), 100)
+        goal = f"p50 ≤ 5 ms, p99 ≤ {most_p99} ms" if most_p99 == 50 else f"p99 ≤ {most_p99} ms"
+        lines.append(Line(case, "(a) in the answer of a query inside Alluvium: p50 · p99", f"{p50.text(' ms')} · {p99.text(' ms')}", goal,
+                          p50.median <= most_p50 and p99.median <= most_p99))
+        query = " · ".join(samples.figure(case, "query", lambda r, name=name: r[name]).text(" ms") for name in ("query_p50_ms", "query_p99_ms"))
+        lines.append(Line(case, "of it the query itself, HTTP included: p50 · p99", query))
+        asked = samples.figure(case, "query", lambda r: r["queries"] / r["wall_s"])
+        cores = samples.figure(case, "query", lambda r: r["cpu_own_s"] / r["wall_s"])
+        lines.append(Line(case, "queries/s beside it · own CPU, cores", f"{asked.text()} · {cores.text()}"))
         for side, what in (("delta-log", "(b) in silver's Delta log"), ("subscriber", "applied by PostgreSQL's subscriber")):
             p50, p99 = (samples.figure(case, side, lambda r, name=name: r[name]) for name in ("p50_ms", "p99_ms"))
             goal = ("p99 ≤ 1 s", p99.median <= 1000) if side == "delta-log" else ("", None)

@@ -29,10 +29,10 @@ class Project:
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
 
-    def write(self) -> None:
+    def write(self, more: str = "") -> None:
         with open(os.path.join(self.dir, "alluvium.toml"), "w") as file:
             file.write(f'[source.bench]\ntype = "postgres"\nurl = "{self.server.url(self.db)}"\nslot = "{SLOT}_{self.db}"\n[lake]\npath = "lake"\n'
-                       f'[limits]\nmemory = "{self.memory}"\ncopy_workers = {self.copy_workers}\n')
+                       f'[limits]\nmemory = "{self.memory}"\ncopy_workers = {self.copy_workers}\n{more}')
 
     @property
     def slot(self) -> str:
@@ -55,9 +55,9 @@ class Project:
         self.write()
         return procs.run([self.alluvium, "run", "--until-caught-up"], [self.server.postmaster], self.dir, self.environment(), log=self.log)
 
-    def start(self) -> subprocess.Popen:
-        """`alluvium run`, left running."""
-        self.write()
+    def start(self, more: str = "") -> subprocess.Popen:
+        """`alluvium run`, left running; `more` is added to the project file."""
+        self.write(more)
         return subprocess.Popen([self.alluvium, "run"], cwd=self.dir, env=self.environment(), stdin=subprocess.DEVNULL,
                                 stdout=subprocess.DEVNULL, stderr=open(self.log, "wb"))
 

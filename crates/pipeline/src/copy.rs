@@ -388,50 +388,73 @@ async fn begin(target: &CopyTarget, range_bytes: u64, snapshot: Lsn) -> Result<V
     Ok(ranges)
 }
 
+/// Copies ranges until none are left. While an owner takes in a range, the next is read.
 async fn work(
     shared: Arc<Shared>,
     session: SnapshotSession,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
+    let mut delivering = JoinSet::new();
     loop {
-        if *shutdown.borrow() {
+        let next = if *shutdown.borrow() {
+            None
+        } else {
+            shared
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front()
+        };
+        let last = next.is_none();
+        let read = match next {
+            Some(work) if !shared.has_failed(work.target) => {
+                let target = work.target;
+                let read = read_range(&shared, &session, work).await;
+                shared.unless_of_table(target, read)?
+            }
+            _ => None,
+        };
+        if let Some(before) = delivering.join_next().await {
+            before.map_err(|error| Error::bug("a copying task panicked").with_source(error))??;
+        }
+        if last {
             return Ok(());
         }
-        let next = shared
-            .queue
+        if let Some(range) = read {
+            delivering.spawn(deliver(Arc::clone(&shared), range));
+        }
+    }
+}
+
+impl Shared {
+    fn has_failed(&self, target: usize) -> bool {
+        self.failed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
-        let Some(work) = next else { return Ok(()) };
-        let given_up = shared
-            .failed
+            .contains(&target)
+    }
+
+    /// An error that is one table's own stops the copying of that table alone.
+    fn unless_of_table<T>(&self, place: usize, outcome: Result<T>) -> Result<Option<T>> {
+        let error = match outcome {
+            Err(error) if is_tables_own(&error) => error,
+            outcome => return outcome.map(Some),
+        };
+        let Some(target) = self.targets.get(place) else {
+            return Ok(None);
+        };
+        self.failed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .contains(&work.target);
-        if given_up {
-            continue;
+            .insert(place);
+        // Those that wait for their turn must not wait for ever.
+        self.turns.advance(place, usize::MAX);
+        if error.is(&code::COPY_AGAIN) {
+            tracing::info!(table = %target.table.schema.id, error = %error, "copying later");
+        } else {
+            fail(&self.context.board, &target.table.schema.id, &error);
         }
-        match copy_range(&shared, &session, &work).await {
-            Ok(()) => {}
-            Err(error) if is_tables_own(&error) => {
-                let Some(target) = shared.targets.get(work.target) else {
-                    continue;
-                };
-                shared
-                    .failed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(work.target);
-                // Those that wait for their turn must not wait for ever.
-                shared.turns.advance(work.target, usize::MAX);
-                if error.is(&code::COPY_AGAIN) {
-                    tracing::info!(table = %target.table.schema.id, error = %error, "copying later");
-                    continue;
-                }
-                fail(&shared.context.board, &target.table.schema.id, &error);
-            }
-            Err(error) => return Err(error),
-        }
+        Ok(None)
     }
 }
 
@@ -462,7 +485,13 @@ fn fail(board: &StatusBoard, table: &TableId, error: &Error) {
     });
 }
 
-async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> Result<()> {
+/// The last rows of a range, read and not handed over.
+struct ReadRange {
+    work: Work,
+    held: Vec<RecordBatch>,
+}
+
+async fn read_range(shared: &Shared, session: &SnapshotSession, work: Work) -> Result<ReadRange> {
     let Some(target) = shared.targets.get(work.target) else {
         return Err(Error::bug("a range belongs to no table"));
     };
@@ -477,17 +506,26 @@ async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> 
         held.push(batch);
         if held_bytes > limit {
             shared.turns.wait(work.target, work.turn).await?;
-            hand_over(shared, work, std::mem::take(&mut held), None).await?;
+            hand_over(shared, &work, std::mem::take(&mut held), None).await?;
             held_bytes = 0;
         }
     }
+    Ok(ReadRange { work, held })
+}
+
+/// Hands over a range when its turn has come.
+async fn deliver(shared: Arc<Shared>, range: ReadRange) -> Result<()> {
+    let target = range.work.target;
+    let delivered = deliver_in_turn(&shared, range).await;
+    shared.unless_of_table(target, delivered).map(|_| ())
+}
+
+async fn deliver_in_turn(shared: &Shared, ReadRange { work, held }: ReadRange) -> Result<()> {
+    let Some(target) = shared.targets.get(work.target) else {
+        return Err(Error::bug("a range belongs to no table"));
+    };
     shared.turns.wait(work.target, work.turn).await?;
-    let failed = shared
-        .failed
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .contains(&work.target);
-    if failed {
+    if shared.has_failed(work.target) {
         return Ok(());
     }
     let leaf = target.table.leaves.get(work.range.leaf);
@@ -495,7 +533,7 @@ async fn copy_range(shared: &Shared, session: &SnapshotSession, work: &Work) -> 
         relfilenode: leaf.relfilenode,
         next_page: work.range.end_page.unwrap_or(u32::MAX),
     });
-    hand_over(shared, work, held, reached).await?;
+    hand_over(shared, &work, held, reached).await?;
     if work.turn + 1 == work.of {
         target
             .owner

@@ -9,6 +9,7 @@
 //! Invariant: silver is what bronze says, up to silver's position. A change reaches bronze before
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
+mod catch_up;
 mod command;
 mod measure;
 mod task;
@@ -18,18 +19,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
-use alluvium_lake::{Bronze, ChangeReader, CopyState, Lake, Silver, SilverSettings, SilverView};
+use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
 
+use catch_up::CatchUp;
 pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached};
 
 use crate::status::{ErrorStatus, Phase, StatusBoard, now_micros};
 use crate::tables::ShapeStep;
-
-/// Rows read from bronze in one step of catching up.
-const CATCH_UP_BATCH_ROWS: usize = 65_536;
 
 /// What all owners share.
 #[derive(Clone)]
@@ -58,15 +57,6 @@ pub(crate) struct TableOwner {
     newest_staged_micros: Option<i64>,
     catch_up: Option<CatchUp>,
     context: OwnerContext,
-}
-
-/// Reading bronze into silver.
-struct CatchUp {
-    reader: ChangeReader,
-    /// Bronze's position when reading began: silver's when it ends.
-    through: Lsn,
-    /// A transaction of which rows are in silver, uncommitted, and more may follow.
-    open_transaction: Option<Lsn>,
 }
 
 impl TableOwner {
@@ -568,55 +558,6 @@ impl TableOwner {
             self.silver = Some(self.open_silver()?);
             self.phase = Phase::CatchingUp;
         }
-        Ok(())
-    }
-
-    /// Merges the next rows of bronze into silver; the table is live when none are left.
-    fn catch_up(&mut self) -> Result<()> {
-        let Some(silver) = &mut self.silver else {
-            return Ok(());
-        };
-        let catch_up = match &mut self.catch_up {
-            Some(catch_up) => catch_up,
-            None if silver.position() >= self.bronze.position() => {
-                self.phase = Phase::Live;
-                return Ok(());
-            }
-            None => self.catch_up.insert(CatchUp {
-                reader: self
-                    .bronze
-                    .changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
-                through: self.bronze.position(),
-                open_transaction: None,
-            }),
-        };
-        let Some(batch) = catch_up.reader.next().transpose()? else {
-            if let Some(position) = catch_up.open_transaction {
-                silver.commit(position)?;
-            }
-            // What bronze has beyond that was not for silver: rows that a newer copy had already.
-            if silver.position() < catch_up.through {
-                silver.set_position(catch_up.through)?;
-            }
-            self.catch_up = None;
-            return Ok(());
-        };
-        let first = batch.commit_lsn.first().copied();
-        if let Some(open) = catch_up.open_transaction
-            && first != Some(open)
-        {
-            silver.commit(open)?;
-        }
-        let whole = batch.rows_before_last_transaction();
-        if whole > 0 {
-            let ended = batch.slice(0, whole);
-            silver.apply(&ended)?;
-            silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
-            measure::note_caught_up(&self.context.board, &ended);
-        }
-        let rest = batch.slice(whole, batch.num_rows() - whole);
-        silver.apply(&rest)?;
-        catch_up.open_transaction = rest.commit_lsn.last().copied();
         Ok(())
     }
 
