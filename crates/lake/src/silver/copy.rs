@@ -110,12 +110,26 @@ impl Silver {
         }
         let mut keys = Vec::new();
         encoder.keys(rows.num_rows(), &mut keys);
-        let mut newest = Vec::with_capacity(rows.num_rows());
-        let mut replaced = Vec::new();
         let Index::Keyed(index) = &mut self.index else {
             return Err(Error::bug("a key index that is none"));
         };
         index.prepare(&keys)?;
+        if self.is_only_snapshot(snapshot) {
+            // No key can be there already: entering them tells if one is.
+            let mut place = self.write_copied(rows, snapshot, encoded)?;
+            for key in keys {
+                if let Some(held) = self.enter(key, place)? {
+                    self.double(held)?;
+                }
+                place.row += 1;
+            }
+            return self.settle_index();
+        }
+        let mut newest = Vec::with_capacity(rows.num_rows());
+        let mut replaced = Vec::new();
+        let Index::Keyed(index) = &self.index else {
+            return Err(Error::bug("a key index that is none"));
+        };
         let state = State {
             lookups: Lookups::new(index),
             segments: &self.segments,
@@ -162,15 +176,33 @@ impl Silver {
 
     /// A key of a row just written. Within one batch, too, a key may come twice.
     fn index_copied(&mut self, key: u128, place: Location) -> Result<()> {
-        let Index::Keyed(index) = &mut self.index else {
-            return Ok(());
-        };
-        let Some(held) = index.insert(key, place)? else {
-            return Ok(());
-        };
-        if held.segment != place.segment || self.stage.is_deleted(held) {
-            return Ok(());
+        match self.enter(key, place)? {
+            Some(held) if held.segment == place.segment && !self.stage.is_deleted(held) => {
+                self.double(held)
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Enters a key; answers where it was.
+    fn enter(&mut self, key: u128, place: Location) -> Result<Option<Location>> {
+        match &mut self.index {
+            Index::Keyed(index) => index.insert(key, place),
+            Index::Rows(_) | Index::None => Err(Error::bug("a key without a key index")),
+        }
+    }
+
+    /// Whether all rows of the table were copied under `snapshot`.
+    fn is_only_snapshot(&self, snapshot: Lsn) -> bool {
+        matches!(
+            self.copy_state(),
+            CopyState::Copying { first_snapshot, last_snapshot, .. }
+                if first_snapshot == snapshot && last_snapshot == snapshot
+        ) && self.last_copied == Some(snapshot)
+    }
+
+    /// A key came twice under one snapshot; it was at `held` before.
+    fn double(&mut self, held: Location) -> Result<()> {
         if self.settings.on_conflict == OnConflict::Stop {
             return Err(self.unfit("has a key that another row has too"));
         }
