@@ -12,12 +12,12 @@ use alluvium_change::{Error, Result, code};
 use alluvium_lake::{SilverView, read};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
-use datafusion::catalog::CatalogProvider;
+use datafusion::catalog::{CatalogProvider, MemoryCatalogProviderList};
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -78,6 +78,63 @@ impl QueryResult {
 #[derive(Debug, Clone)]
 pub struct Statement(ParsedStatement);
 
+/// What the sessions of one program share: memory, and the footers of files that were read.
+#[derive(Clone)]
+pub struct Engine(SessionState);
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+impl Engine {
+    /// # Errors
+    /// No temporary directory to spill to can be used.
+    pub fn new(settings: &QuerySettings) -> Result<Self> {
+        let pool = FairSpillPool::new(settings.memory_bytes);
+        let largest = std::num::NonZeroUsize::MIN.saturating_add(2);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, largest)))
+            .build_arc()
+            .map_err(|error| sql_error(&error))?;
+        let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(CompareAsFloats)];
+        rules.extend(Analyzer::new().rules);
+        let state = SessionStateBuilder::new_with_default_features()
+            .with_config(config(settings))
+            .with_runtime_env(runtime)
+            .with_analyzer_rules(rules)
+            .build();
+        Ok(Self(state))
+    }
+
+    /// A session on the lake at `lake_root`.
+    ///
+    /// # Errors
+    /// `LAKE_IO` when there is no such directory.
+    pub fn open(&self, lake_root: &Path) -> Result<Session> {
+        if let Err(error) = std::fs::read_dir(lake_root) {
+            let message = format!("the lake \"{}\" cannot be read", lake_root.display());
+            return Err(Error::new(&code::LAKE_IO, message)
+                .with_detail(error.to_string())
+                .with_hint("check [lake] path; a lake is made by: alluvium run"));
+        }
+        let state = SessionStateBuilder::new_from_existing(self.0.clone())
+            // Or sessions would see each other's tables.
+            .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
+            .build();
+        let context = SessionContext::new_with_state(state);
+        let listing = Listing::new(lake_root);
+        let catalog = Arc::new(LakeCatalog::new(&listing));
+        context.register_catalog(CATALOG, Arc::clone(&catalog) as Arc<dyn CatalogProvider>);
+        Ok(Session {
+            context,
+            listing,
+            catalog,
+        })
+    }
+}
+
 /// Queries on one lake; each table stays at the version it had when first named.
 pub struct Session {
     context: SessionContext,
@@ -94,39 +151,12 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session on the lake at `lake_root`.
+    /// A session with an engine of its own.
     ///
     /// # Errors
-    /// `LAKE_IO` when there is no such directory.
+    /// As [`Engine::new`] and [`Engine::open`].
     pub fn open(lake_root: &Path, settings: &QuerySettings) -> Result<Self> {
-        if let Err(error) = std::fs::read_dir(lake_root) {
-            let message = format!("the lake \"{}\" cannot be read", lake_root.display());
-            return Err(Error::new(&code::LAKE_IO, message)
-                .with_detail(error.to_string())
-                .with_hint("check [lake] path; a lake is made by: alluvium run"));
-        }
-        let pool = FairSpillPool::new(settings.memory_bytes);
-        let largest = std::num::NonZeroUsize::MIN.saturating_add(2);
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, largest)))
-            .build_arc()
-            .map_err(|error| sql_error(&error))?;
-        let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(CompareAsFloats)];
-        rules.extend(Analyzer::new().rules);
-        let state = SessionStateBuilder::new_with_default_features()
-            .with_config(config(settings))
-            .with_runtime_env(runtime)
-            .with_analyzer_rules(rules)
-            .build();
-        let context = SessionContext::new_with_state(state);
-        let listing = Listing::new(lake_root);
-        let catalog = Arc::new(LakeCatalog::new(&listing));
-        context.register_catalog(CATALOG, Arc::clone(&catalog) as Arc<dyn CatalogProvider>);
-        Ok(Self {
-            context,
-            listing,
-            catalog,
-        })
+        Engine::new(settings)?.open(lake_root)
     }
 
     /// A table that is in no lake, as `test.public.<name>`.

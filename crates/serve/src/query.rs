@@ -16,7 +16,7 @@ use alluvium_pipeline::project::HttpSettings;
 use alluvium_pipeline::status::HttpStatus;
 use alluvium_pipeline::views::Views;
 use alluvium_query::output::{Format, Options, Printer};
-use alluvium_query::{QuerySettings, Session};
+use alluvium_query::{Engine, QuerySettings, Session};
 use axum::body::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::runtime::Handle;
@@ -40,7 +40,7 @@ pub(crate) struct Queries {
     runtime: Handle,
     lake: PathBuf,
     views: Views,
-    settings: QuerySettings,
+    engine: Engine,
     running: Arc<Semaphore>,
     /// Running or waiting.
     admitted: Arc<Semaphore>,
@@ -54,25 +54,26 @@ impl Queries {
         (lake, views): (PathBuf, Views),
         settings: &HttpSettings,
         threads: usize,
-    ) -> Self {
+    ) -> Result<Self> {
         let running = usize::try_from(settings.sql_concurrency)
             .unwrap_or(1)
             .max(1);
         let admitted = running * (1 + WAITING_PER_RUNNING);
         let memory_bytes = usize::try_from(settings.sql_memory_bytes).unwrap_or(usize::MAX);
-        Self {
+        let engine = Engine::new(&QuerySettings {
+            memory_bytes,
+            threads,
+        })?;
+        Ok(Self {
             runtime,
             lake,
             views,
-            settings: QuerySettings {
-                memory_bytes: memory_bytes / running,
-                threads,
-            },
+            engine,
             running: Arc::new(Semaphore::new(running)),
             admitted: Arc::new(Semaphore::new(admitted)),
             most: [running, admitted],
             taken_up: Arc::new(AtomicU64::new(0)),
-        }
+        })
     }
 
     /// Runs `sql`. Answers when the first rows are there: they and the rest as one JSON array.
@@ -94,10 +95,10 @@ impl Queries {
         };
         self.taken_up.fetch_add(1, Ordering::Relaxed);
         let (sender, mut receiver) = mpsc::channel(PIECES);
-        let (lake, views, settings, runtime) = (
+        let (lake, views, engine, runtime) = (
             self.lake.clone(),
             self.views.clone(),
-            self.settings.clone(),
+            self.engine.clone(),
             self.runtime.clone(),
         );
         // A thread of its own, because rows are written as text between two waits for more.
@@ -105,7 +106,7 @@ impl Queries {
             let _held_until_the_end = (turn, admitted);
             runtime.block_on(async {
                 let work = async {
-                    let session = Session::open(&lake, &settings)?;
+                    let session = engine.open(&lake)?;
                     session.show(views.of(session.silver_tables(&sql)).await)?;
                     send_rows(&session, &sql, &sender).await
                 };
@@ -203,7 +204,7 @@ mod tests {
         };
         let lake = PathBuf::from("/there/is/no/such/lake");
         let (views, _requests) = Views::new();
-        let queries = Queries::new(runtime.handle().clone(), (lake, views), &settings, 1);
+        let queries = Queries::new(runtime.handle().clone(), (lake, views), &settings, 1).unwrap();
         let ask = || {
             let answer = runtime.block_on(queries.answer("SELECT 1".to_owned()));
             answer.err().expect("there is no lake")

@@ -7,6 +7,7 @@ use alluvium_change::{Error, Result, code};
 use alluvium_pipeline::project::Project;
 use alluvium_pipeline::status::StatusBoard;
 use alluvium_pipeline::views::Views;
+use axum::serve::ListenerExt as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -66,7 +67,7 @@ impl Server {
                 (project.lake_path.clone(), views),
                 settings,
                 threads,
-            ),
+            )?,
         };
         let routes = routes::all(context, Guard::of(address));
         let (end, mut ended) = watch::channel(false);
@@ -82,6 +83,10 @@ impl Server {
                 // The sender's end is an end too.
                 let _ = ended.wait_for(|ended| *ended).await;
             };
+            // An answer goes out in pieces, which must not wait for each other.
+            let listener = listener.tap_io(|stream| {
+                let _ = stream.set_nodelay(true);
+            });
             let serving = axum::serve(listener, routes).with_graceful_shutdown(until_end);
             if let Err(error) = serving.await {
                 tracing::error!(error = %error, "the HTTP server ended");
