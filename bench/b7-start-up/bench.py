@@ -1,8 +1,9 @@
-"""B7: start-up of a table that has rows: clean, and after kill -9 in the middle of work."""
+"""B7: start-up of a table that has rows: from its saved index, without one, and after kill -9 in the middle of work."""
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -11,8 +12,8 @@ import procs
 from results import Line, Samples
 
 TITLE = "B7: start-up, clean and after kill -9, against a bare read of the key column"
-# From an index snapshot; what there is now is a rebuild.
 REBUILD = 1.5
+SAVED_S = 2
 
 
 def run(context) -> None:
@@ -28,6 +29,8 @@ def run(context) -> None:
         project.catch_up()
         for round_ in range(context.repeat):
             context.record(case, "clean", round_, rows=rows, **project.catch_up())
+            shutil.rmtree(os.path.join(project.dir, ".alluvium", "index"))
+            context.record(case, "rebuilt", round_, rows=rows, **project.catch_up())
             crash(project, rows, round_)
             context.record(case, "killed", round_, rows=rows, **project.catch_up())
             context.record(case, "read-keys", round_, rows=rows, **read_keys(context, project))
@@ -72,10 +75,11 @@ def report(samples: Samples) -> list[Line]:
             continue
         keys = samples.figure(case, "read-keys", lambda r: r["wall_s"])
         lines.append(Line(case, "bare read of the key column", f"{keys.text(' s')}, {samples.figure(case, 'read-keys', lambda r: r['cpu_own_s']).text(' CPU-s')}"))
-        for side, what in (("clean", "clean start (the index is rebuilt)"), ("killed", "start after kill -9, with what was left to catch up")):
+        for side, what in (("clean", "clean start, the index is read back"), ("rebuilt", "start without a saved index: it is rebuilt"),
+                           ("killed", "start after kill -9, with what was left to catch up")):
             wall = samples.figure(case, side, lambda r: r["wall_s"])
             lines.append(Line(case, what, f"{wall.text(' s')}, {samples.figure(case, side, lambda r: r['cpu_own_s']).text(' CPU-s')}",
-                              "≤ 2 s from a snapshot" if side == "clean" else "", wall.median <= 2 if side == "clean" else None))
-        over = samples.ratio(case, "clean", "read-keys", lambda r: max(r["wall_s"] - (empty.median if r["side"] == "clean" else 0), 1e-3))
-        lines.append(Line(case, "clean start without the fixed part, over the bare read", over.text("×"), f"≤ {REBUILD}×", over.median <= REBUILD))
+                              f"≤ {SAVED_S} s" if side == "clean" else "", wall.median <= SAVED_S if side == "clean" else None))
+        over = samples.ratio(case, "rebuilt", "read-keys", lambda r: max(r["wall_s"] - (empty.median if r["side"] == "rebuilt" else 0), 1e-3))
+        lines.append(Line(case, "rebuild without the fixed part, over the bare read", over.text("×"), f"≤ {REBUILD}×", over.median <= REBUILD))
     return lines
