@@ -485,6 +485,8 @@ impl Stream {
         if waiting.is_empty() {
             return;
         }
+        // Owners have more than that now.
+        self.whole_through = None;
         let mut kept = Vec::new();
         for batch in waiting {
             let Some(owner) = self.owners.get(&batch.table.id).cloned() else {
