@@ -255,9 +255,15 @@ impl Turns {
         Ok(())
     }
 
+    /// Never goes back: of a table that cannot be copied nobody waits any more, also when a range of it
+    /// that was being handed over ends after that.
     fn advance(&self, target: usize, to: usize) {
         if let Some(sender) = self.0.get(target) {
-            sender.send_replace(to);
+            sender.send_if_modified(|at| {
+                let goes_on = to > *at;
+                *at = to.max(*at);
+                goes_on
+            });
         }
     }
 }
