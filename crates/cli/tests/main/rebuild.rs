@@ -8,13 +8,26 @@ use crate::setup::Setup;
 
 type Row = Map<String, Value>;
 
+/// The rows of a query that has more memory than a pipeline with the least of it.
+fn replay(setup: &Setup, query: &str) -> Value {
+    let project = std::fs::read_to_string(setup.dir.path().join("alluvium.toml")).unwrap();
+    let roomy = project.replace("memory = \"128MiB\"", "memory = \"2GiB\"");
+    std::fs::write(setup.dir.path().join("replay.toml"), roomy).unwrap();
+    let args = ["--config", "replay.toml", "sql", query, "--output", "json"];
+    let finished = setup.alluvium(&args).success().unwrap();
+    serde_json::from_str(&finished.stdout).unwrap()
+}
+
 /// What bronze rebuilds, value by value, is what silver holds. `key` names the column that
 /// identifies a row; without one, the whole old image does, and equal rows are counted.
 pub(crate) fn bronze_rebuilds_silver(setup: &Setup, table: &str, key: Option<&str>) {
-    let events = setup.sql(&format!(
-        "SELECT * FROM bronze.{table} \
+    let events = replay(
+        setup,
+        &format!(
+            "SELECT * FROM bronze.{table} \
          ORDER BY _commit_lsn, coalesce(_event_serial, -1), CASE _op WHEN 't' THEN 0 ELSE 1 END"
-    ));
+        ),
+    );
     let mut rebuilt = Rebuilt {
         key,
         rows: BTreeMap::new(),
