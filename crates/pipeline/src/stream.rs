@@ -599,3 +599,6 @@ fn group(batches: Vec<ChangeBatch>) -> BTreeMap<TableId, Vec<ChangeBatch>> {
     }
     by_table
 }
+
+#[cfg(test)]
+mod tests;

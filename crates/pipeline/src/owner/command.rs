@@ -112,7 +112,7 @@ pub(crate) struct OwnerHandle {
 
 impl OwnerHandle {
     /// A handle, and the queue it fills.
-    pub(super) fn of(table: TableId) -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn of(table: TableId) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         (Self { table, commands }, receiver)
     }

@@ -1,0 +1,137 @@
+//! Settings that change nothing of what arrives: how often is committed, how much memory there is, how
+//! the server sends transactions.
+
+use alluvium_testkit::PgCluster;
+
+use crate::setup::Setup;
+
+/// How often is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Cadence {
+    /// Every 10 ms, whatever a commit takes.
+    Quick,
+    /// As without a setting.
+    Adaptive,
+    /// Every 2 seconds, or when all has come that is waited for.
+    Slow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Memory {
+    /// As without a setting.
+    Default,
+    /// As little as is taken: running transactions are spilled, key indexes live on disk.
+    Least,
+}
+
+/// How the server sends a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Sending {
+    /// Protocol 1: when it has committed.
+    Protocol1,
+    /// Protocol 2, with so much memory at the server that no transaction is sent while it runs.
+    Protocol2,
+    /// Protocol 2, with so little that each of more than some dozen rows comes in pieces.
+    InPieces,
+}
+
+/// One choice of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Settings {
+    pub cadence: Cadence,
+    pub memory: Memory,
+    pub sending: Sending,
+}
+
+/// Whether the whole matrix is asked for, and not what represents it: see `make crashmatrix`.
+pub(crate) fn whole_matrix() -> bool {
+    std::env::var("ALLUVIUM_TEST_MATRIX").is_ok_and(|wanted| wanted == "all")
+}
+
+impl Settings {
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for memory in [Memory::Least, Memory::Default] {
+            for cadence in [Cadence::Quick, Cadence::Adaptive, Cadence::Slow] {
+                for sending in [Sending::InPieces, Sending::Protocol2, Sending::Protocol1] {
+                    all.push(Self {
+                        cadence,
+                        memory,
+                        sending,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// Each value of each once, or all there are when the whole matrix is asked for.
+    pub(crate) fn to_test() -> Vec<Self> {
+        if whole_matrix() {
+            return Self::all();
+        }
+        let of = |cadence, memory, sending| Self {
+            cadence,
+            memory,
+            sending,
+        };
+        vec![
+            of(Cadence::Quick, Memory::Least, Sending::InPieces),
+            of(Cadence::Adaptive, Memory::Default, Sending::Protocol1),
+            of(Cadence::Slow, Memory::Least, Sending::Protocol2),
+        ]
+    }
+
+    /// Sets up server and project for the next runs. `more` is what the project file says besides.
+    pub(crate) fn apply(self, setup: &Setup, tables: &str, more: &str) {
+        let server_memory = match self.sending {
+            Sending::InPieces => "64kB",
+            _ => "64MB",
+        };
+        let sql =
+            format!("ALTER DATABASE postgres SET logical_decoding_work_mem = '{server_memory}'");
+        setup.pg.execute(&sql).unwrap();
+        let cadence = match self.cadence {
+            Cadence::Quick => "min_interval_ms = 10\nmax_interval_ms = 10\n",
+            Cadence::Adaptive => "",
+            Cadence::Slow => "min_interval_ms = 2000\nmax_interval_ms = 2000\n",
+        };
+        let memory = match self.memory {
+            Memory::Default => "",
+            Memory::Least => "[limits]\nmemory = \"128MiB\"\nindex_memory = \"1KiB\"\n",
+        };
+        let project =
+            format!("[commit]\n{cadence}delta_checkpoint_every_commits = 3\n{memory}{more}");
+        setup.configure(tables, &project);
+        setup.choose_protocol(if self.sending == Sending::Protocol1 {
+            1
+        } else {
+            2
+        });
+    }
+
+    /// What was set had its effect on all that was sent since the slot was made, and on the index of
+    /// the lake's table `keyed`.
+    pub(crate) fn assert_in_effect(self, setup: &Setup, keyed: &str) {
+        assert_eq!(
+            streamed(&setup.pg) > 0,
+            self.sending == Sending::InPieces,
+            "{self:?}"
+        );
+        let index = setup.dir.path().join(".alluvium/index").join(keyed);
+        assert_eq!(
+            index.join("manifest").exists(),
+            self.memory == Memory::Least,
+            "{self:?}"
+        );
+    }
+}
+
+/// Transactions that the server sent in pieces, committed or not.
+pub(crate) fn streamed(pg: &PgCluster) -> u64 {
+    if pg.version() < 14 {
+        return 0;
+    }
+    let count = "SELECT coalesce(sum(stream_txns), 0) FROM pg_stat_replication_slots";
+    pg.query_text(count).unwrap().trim().parse().unwrap()
+}
