@@ -67,7 +67,7 @@ proptest! {
 }
 
 /// With so much the index of [`long_history`] is in memory first, and on disk later.
-const MEMORY_OF_A_HISTORY: usize = 20_000;
+const MEMORY_OF_A_HISTORY: usize = 4_000;
 
 /// Enough for spills, merges, saves and closes.
 fn long_history() -> Vec<Step> {
@@ -117,7 +117,7 @@ fn a_crash_between_each_two_writes_costs_nothing() {
                 (in_memory, on_disk)
             );
             let used = power.writes();
-            assert!(used > 10, "{used} writes");
+            assert!(used > 10, "{used} writes"); eprintln!("USED {memory_bytes} {width:?} {used} {:?}", std::time::Instant::now());
             // Merges run beside: a few writes more or less.
             for writes in 0..used {
                 let again = [writes % 5, writes % 13, writes % 3];

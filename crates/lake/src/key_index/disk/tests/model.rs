@@ -377,9 +377,7 @@ pub(super) struct Seen {
 pub(super) fn run(steps: &[Step], setting: Setting, power: &Power) -> Seen {
     let dir = tempfile::tempdir().unwrap();
     let mut table = Table::default();
-    let open = |memory_bytes, table, power| {
-        Session::open(dir.path(), memory_bytes, setting.width, table, power)
-    };
+    let (dir, width) = (dir.path(), setting.width);
     let mut seen = Seen {
         table: Table::default(),
         restored: false,
@@ -388,8 +386,8 @@ pub(super) fn run(steps: &[Step], setting: Setting, power: &Power) -> Seen {
     };
     let mut rest = steps;
     while !rest.is_empty() {
-        let has_manifest = dir.path().join("manifest").exists();
-        let mut session = open(setting.memory_bytes, &mut table, Some(power));
+        let has_manifest = dir.join("manifest").exists();
+        let mut session = Session::open(dir, setting.memory_bytes, width, &mut table, Some(power));
         assert!(session.restored || !has_manifest || !setting.dies);
         seen.restored |= session.restored && !session.committed.files.is_empty();
         let mut over = false;
@@ -411,10 +409,16 @@ pub(super) fn run(steps: &[Step], setting: Setting, power: &Power) -> Seen {
             power.comes_back();
         }
     }
-    drop(open(setting.memory_bytes, &mut table, None));
+    drop(Session::open(
+        dir,
+        setting.memory_bytes,
+        width,
+        &mut table,
+        None,
+    ));
     // And in the other form.
-    drop(open(usize::MAX, &mut table, None));
-    drop(open(64, &mut table, None));
+    drop(Session::open(dir, usize::MAX, width, &mut table, None));
+    drop(Session::open(dir, 64, width, &mut table, None));
     seen.table = table;
     seen
 }
