@@ -80,8 +80,9 @@ pub(crate) struct Stream {
     ended: Option<(Lsn, Lsn)>,
     /// Where the parts of the open cut that were handed over end, if at a transaction's end.
     whole_through: Option<Lsn>,
-    /// The last transaction that ended, in a cut or not.
-    last_ended: Lsn,
+    /// Every transaction that commits at or before this has come whole, and nothing of later ones but
+    /// the one that is under way.
+    complete_through: Lsn,
     last_cut: Instant,
     /// What owners worked to commit the cut that is open.
     worked: Duration,
@@ -122,7 +123,7 @@ impl Stream {
             dirty: HashSet::new(),
             ended: None,
             whole_through: None,
-            last_ended: Lsn::ZERO,
+            complete_through: Lsn::ZERO,
             last_cut: now,
             worked: Duration::ZERO,
             interval: Duration::from_millis(commit.min_interval_ms),
@@ -161,6 +162,7 @@ impl Stream {
         self.waiting.clear();
         self.dirty.clear();
         self.ended = None;
+        self.complete_through = confirmed;
         self.worked = Duration::ZERO;
         self.acknowledger.restart(confirmed);
         for owner in self.owners.values() {
@@ -180,10 +182,10 @@ impl Stream {
         self.received
     }
 
-    /// The last transaction that was received whole.
+    /// Every transaction that commits at or before this was received whole.
     #[must_use]
-    pub(crate) fn last_ended(&self) -> Lsn {
-        self.last_ended
+    pub(crate) fn complete_through(&self) -> Lsn {
+        self.complete_through
     }
 
     /// The server's own position, as it last told.
@@ -288,6 +290,7 @@ impl Stream {
     }
 
     fn idle_through(&mut self, wal_end: Lsn) {
+        self.complete_through = self.complete_through.max(wal_end);
         match &mut self.ended {
             Some((_, end_lsn)) => *end_lsn = (*end_lsn).max(wal_end),
             None => self.acknowledger.idle_through(wal_end),
@@ -314,7 +317,7 @@ impl Stream {
                 self.measure.transactions += 1;
                 self.measure.newest_commit_micros = commit_time_micros;
                 self.ended = Some((position, end_lsn));
-                self.last_ended = position;
+                self.complete_through = position;
                 self.cut_if_due()?;
                 if self.assembler.memory_bytes() >= PART_BYTES {
                     self.cut_whole_part()?;
@@ -399,7 +402,7 @@ impl Stream {
             let batches = by_table.remove(&table).unwrap_or_default();
             let permit = self.permit(&batches);
             place.send(Command::Cut {
-                batches,
+                batches: batches.into_iter().map(Into::into).collect(),
                 end: Some(CutEnd { id, position }),
                 permit,
             });
@@ -447,6 +450,7 @@ impl Stream {
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
     pub(crate) fn show_asked(&mut self) -> Result<()> {
+        self.asked.retain(|(request, _)| !request.is_abandoned());
         if self.asked.is_empty() || self.assembler.in_transaction() {
             return Ok(());
         }
@@ -456,7 +460,7 @@ impl Stream {
         if !self.waiting.is_empty() {
             return Ok(());
         }
-        let through = self.last_ended;
+        let through = self.complete_through;
         let asked = std::mem::take(&mut self.asked).into_iter();
         self.asked = asked
             .filter_map(|(request, owners)| {
@@ -498,7 +502,7 @@ impl Stream {
                     self.dirty.insert(owner.table);
                     let permit = Some(permit);
                     place.send(Command::Cut {
-                        batches: vec![batch],
+                        batches: vec![batch.into()],
                         end: None,
                         permit,
                     });
@@ -579,7 +583,7 @@ impl Stream {
             let permit = self.permit(std::slice::from_ref(&batch));
             owner
                 .send(Command::Cut {
-                    batches: vec![batch],
+                    batches: vec![batch.into()],
                     end: None,
                     permit,
                 })

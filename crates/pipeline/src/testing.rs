@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_change::{Column, Identity, TableId, TableSchema};
-use alluvium_source_postgres::catalog::{Attribute, SourceTable};
+use alluvium_source_postgres::catalog::{Attribute, Leaf, SourceTable};
 use alluvium_source_postgres::type_map::{ColumnOptions, PgKind, PgType, plan_column};
 
 pub(crate) const OID: u32 = 10;
@@ -66,7 +66,12 @@ pub(crate) fn table() -> Arc<SourceTable> {
         ),
         plans,
         attributes,
-        leaves: Vec::new(),
+        leaves: vec![Leaf {
+            oid: OID,
+            relfilenode: OID,
+            quoted_name: "\"public\".\"t\"".to_owned(),
+            pages: 10,
+        }],
         replica_identity: 'd',
         is_partitioned: false,
         has_primary_key: true,

@@ -71,9 +71,10 @@ fn reader(rows: i32) -> CopyReader {
 /// The next rows handed over, and where the owner answers.
 async fn handed_over(queue: &mut Receiver<Command>) -> (usize, oneshot::Sender<Result<()>>) {
     match comes("rows are handed over", queue.recv()).await {
-        Some(Command::Copied { rows, reply }) => {
-            (rows.batches.iter().map(RecordBatch::num_rows).sum(), reply)
-        }
+        Some(Command::Copied { rows, reply }) => (
+            rows.batches.iter().map(|batch| batch.rows.num_rows()).sum(),
+            reply,
+        ),
         _ => panic!("nothing but rows is handed over"),
     }
 }
@@ -119,18 +120,23 @@ async fn a_table_given_up_while_a_range_is_read_gets_no_more_of_its_rows() {
     assert!(read.is_none() && queue.try_recv().is_err());
 }
 
-/// A range is with the owner when its table is given up. When the owner has taken it in, the next
-/// range's turn has come: that took back the word to the others that they need not wait any more.
+/// A range waits for room in the owner's queue when its table is given up. When it has been handed
+/// over, the turn of the next has come: that took back the word to the others that they need not wait
+/// any more.
 #[tokio::test]
-async fn a_range_taken_in_after_its_table_was_given_up_lets_no_other_wait() {
+async fn a_range_handed_over_after_its_table_was_given_up_lets_no_other_wait() {
     let (shared, mut queue) = copying();
     let rows = |turn| ReadRange {
         work: range(turn),
         held: Vec::new(),
     };
+    let owner = &shared.targets[0].owner;
+    let full: Vec<_> = std::iter::from_fn(|| owner.try_reserve()).collect();
     let delivering = tokio::spawn(deliver(Arc::clone(&shared), rows(0)));
-    let (_, reply) = handed_over(&mut queue).await;
+    tokio::task::yield_now().await;
     give_up(&shared);
+    drop(full);
+    let (_, reply) = handed_over(&mut queue).await;
     reply.send(Ok(())).unwrap();
     let delivered = comes("the first range is delivered", delivering).await;
     delivered.unwrap().unwrap();

@@ -99,7 +99,7 @@ fn told(queue: &mut Receiver<Command>) -> Vec<Told> {
     while let Ok(command) = queue.try_recv() {
         match command {
             Command::Cut { batches, end, .. } => {
-                let rows = batches.iter().flat_map(|batch| &batch.commit_lsn);
+                let rows = batches.iter().flat_map(|batch| &batch.rows.commit_lsn);
                 told.extend(rows.map(|lsn| Told::Rows(lsn.0)));
                 told.dedup();
                 told.extend(end.map(|end| Told::CommitThrough(end.position.0)));
@@ -144,4 +144,25 @@ async fn rows_that_waited_for_room_are_not_committed_with_the_transactions_befor
         .unwrap();
     let expected = [Told::Rows(10), Told::Rows(20), Told::Restarted];
     assert_eq!(told(&mut queue), expected);
+}
+
+/// What a table commits before its shape changes, and where a query is, depend on it.
+#[tokio::test]
+async fn a_stream_that_begins_again_has_come_no_further_than_where_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut stream, _, mut queue) = following(&dir);
+    stream.restart(Lsn(40)).await.unwrap();
+    stream.idle_through(Lsn(50));
+    let committed = |at| Step::Committed {
+        position: Lsn(at),
+        end_lsn: Lsn(at + 8),
+        commit_time_micros: 0,
+    };
+    assert!(stream.step(committed(100)).unwrap().is_none());
+    assert_eq!(stream.complete_through(), Lsn(100));
+    stream.restart(Lsn(50)).await.unwrap();
+    assert_eq!(stream.complete_through(), Lsn(50));
+    assert!(stream.step(committed(60)).unwrap().is_none());
+    assert_eq!(stream.complete_through(), Lsn(60));
+    assert_eq!(told(&mut queue), [Told::Restarted, Told::Restarted]);
 }

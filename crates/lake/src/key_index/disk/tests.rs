@@ -117,7 +117,11 @@ fn a_crash_between_each_two_writes_costs_nothing() {
                 (in_memory, on_disk)
             );
             let used = power.writes();
-            assert!(used > 10, "{used} writes"); eprintln!("USED {memory_bytes} {width:?} {used} {:?}", std::time::Instant::now());
+            assert!(used > 10, "{used} writes");
+            eprintln!(
+                "USED {memory_bytes} {width:?} {used} {:?}",
+                std::time::Instant::now()
+            );
             // Merges run beside: a few writes more or less.
             for writes in 0..used {
                 let again = [writes % 5, writes % 13, writes % 3];
