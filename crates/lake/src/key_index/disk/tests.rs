@@ -32,6 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Close),
         1 => (2_usize..5).prop_map(Step::RemoveFiles),
         1 => Just(Step::Truncate),
+        1 => Just(Step::Crowd),
     ]
 }
 
@@ -56,7 +57,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40),
         cuts in prop::collection::vec(0_i64..200, 0..4),
         // Always on disk; in memory first; always in memory.
-        memory_bytes in prop_oneof![Just(0_usize), Just(20_000), Just(usize::MAX)],
+        memory_bytes in prop_oneof![Just(0_usize), Just(MEMORY_OF_ONE), Just(usize::MAX)],
         dies: bool,
     ) {
         for (width, steps) in [(KeyWidth::Wide, steps.clone()), (KeyWidth::Narrow, narrow(&steps))] {
@@ -66,8 +67,8 @@ proptest! {
     }
 }
 
-/// With so much the index of [`long_history`] is in memory first, and on disk later.
-const MEMORY_OF_A_HISTORY: usize = 4_000;
+/// With so much an index of a few keys is in memory, until there are other tables.
+const MEMORY_OF_ONE: usize = 40_000;
 
 /// Enough for spills, merges, saves and closes.
 fn long_history() -> Vec<Step> {
@@ -84,6 +85,7 @@ fn long_history() -> Vec<Step> {
             steps.push(Step::Commit);
         }
         match round {
+            5 | 13 | 25 => steps.push(Step::Crowd),
             9 | 20 => steps.push(Step::Close),
             15 => steps.push(Step::RemoveFiles(3)),
             _ => {}
@@ -100,35 +102,29 @@ fn a_crash_between_each_two_writes_costs_nothing() {
     // On disk from the first key on; in memory first; in memory, and saved.
     for (memory_bytes, in_memory, on_disk) in [
         (0, false, true),
-        (MEMORY_OF_A_HISTORY, true, true),
+        (MEMORY_OF_ONE, true, true),
         (usize::MAX, true, false),
     ] {
-        for width in [KeyWidth::Narrow, KeyWidth::Wide] {
-            let setting = Setting {
-                memory_bytes,
-                width,
-                dies: true,
-            };
-            let power = Power::cut_after(&[]);
-            let whole = run(&steps, setting, &power);
-            assert!(whole.restored, "the saved index was read back");
-            assert_eq!(
-                (whole.was_in_memory, whole.was_on_disk),
-                (in_memory, on_disk)
-            );
-            let used = power.writes();
-            assert!(used > 10, "{used} writes");
-            eprintln!(
-                "USED {memory_bytes} {width:?} {used} {:?}",
-                std::time::Instant::now()
-            );
-            // Merges run beside: a few writes more or less.
-            for writes in 0..used {
-                let again = [writes % 5, writes % 13, writes % 3];
-                let cuts = [&[writes][..], &again[..]].concat();
-                let seen = run(&steps, setting, &Power::cut_after(&cuts));
-                assert!(seen.table.version <= whole.table.version);
-            }
+        let setting = |writes: i64| Setting {
+            memory_bytes,
+            width: [KeyWidth::Narrow, KeyWidth::Wide][usize::from(writes % 2 == 0)],
+            dies: true,
+        };
+        let power = Power::cut_after(&[]);
+        let whole = run(&steps, setting(0), &power);
+        assert!(whole.restored, "the saved index was read back");
+        assert_eq!(
+            (whole.was_in_memory, whole.was_on_disk),
+            (in_memory, on_disk)
+        );
+        let used = power.writes();
+        assert!(used > 10, "{used} writes");
+        // Merges run beside: a few writes more or less.
+        for writes in 0..used {
+            let again = [writes % 5, writes % 13, writes % 3];
+            let cuts = [&[writes][..], &again[..]].concat();
+            let seen = run(&steps, setting(writes), &Power::cut_after(&cuts));
+            assert!(seen.table.version <= whole.table.version);
         }
     }
 }

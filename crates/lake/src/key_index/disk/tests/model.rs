@@ -10,6 +10,7 @@ use alluvium_change::Result;
 use roaring::RoaringTreemap;
 
 use super::super::*;
+use crate::key_index::budget::Share;
 use crate::key_index::keyed::{Committed, Place, Rebuild};
 use crate::key_index::{IndexBudget, KeyedIndex, SegmentId};
 
@@ -38,6 +39,8 @@ pub(super) enum Step {
     /// All rows of one file in `n` go at once.
     RemoveFiles(usize),
     Truncate,
+    /// Other tables take the memory there is, while the table is open.
+    Crowd,
 }
 
 /// A table with its index, as silver keeps them.
@@ -51,6 +54,9 @@ pub(super) struct Session<'a> {
     open_file: Option<String>,
     index: KeyedIndex,
     pub(super) restored: bool,
+    budget: Arc<IndexBudget>,
+    memory_bytes: usize,
+    crowd: Vec<Share>,
 }
 
 /// Goes after so many writes, comes back, and goes again, as long as there are numbers left.
@@ -199,10 +205,11 @@ impl<'a> Session<'a> {
     ) -> Self {
         let mut home = Home::new(dir.to_owned(), false);
         home.power = power.map(|power| Arc::clone(&power.writes_left));
+        let budget = IndexBudget::new(memory_bytes);
         let place = || Place {
             width,
             home: Some(home.clone()),
-            share: IndexBudget::new(memory_bytes).join(),
+            share: budget.join(),
             saved_from_rows: 0,
             saved_from_changes: 5,
         };
@@ -213,7 +220,7 @@ impl<'a> Session<'a> {
                 (Err(error), _) => panic!("{error}"),
             }
         };
-        let session = Self {
+        let mut session = Self {
             width,
             staged: table.clone(),
             committed: table,
@@ -223,6 +230,9 @@ impl<'a> Session<'a> {
             open_file: None,
             index: opened.index,
             restored: opened.restored,
+            budget,
+            memory_bytes,
+            crowd: Vec::new(),
         };
         assert_eq!(session.paths.len(), session.ids.len(), "numbers are unique");
         session.check();
@@ -230,22 +240,27 @@ impl<'a> Session<'a> {
     }
 
     /// The index says of each key where its row is.
-    pub(super) fn check(&self) {
-        let mut live = BTreeSet::new();
+    pub(super) fn check(&mut self) {
+        let high = if self.width == KeyWidth::Wide { 70 } else { 0 };
+        let mut gone: BTreeSet<Key> = (0..300).flat_map(|key| [key, key << high]).collect();
+        // With and without what a batch reads ahead.
+        if self.staged.version.is_multiple_of(2) {
+            let keys: Vec<Key> = gone.iter().copied().collect();
+            self.index.prepare(&keys).unwrap();
+        }
+        let mut live = 0;
         for (key, path, row) in self.staged.live() {
             let at = Location {
                 segment: self.ids[path],
                 row,
             };
             assert_eq!(self.index.get(key).unwrap(), Some(at), "key {key}");
-            live.insert(key);
+            live += 1;
+            gone.remove(&key);
         }
-        assert_eq!(self.index.len(), live.len());
-        let high = if self.width == KeyWidth::Wide { 70 } else { 0 };
-        for key in (0..300).flat_map(|key| [key, key << high]) {
-            if !live.contains(&key) {
-                assert_eq!(self.index.get(key).unwrap(), None, "key {key}");
-            }
+        assert_eq!(self.index.len(), live);
+        for key in gone {
+            assert_eq!(self.index.get(key).unwrap(), None, "key {key}");
         }
     }
 
@@ -346,6 +361,12 @@ impl<'a> Session<'a> {
                 self.open_file = None;
                 self.staged.files.clear();
                 self.index.clear();
+            }
+            Step::Crowd => {
+                self.crowd = (0..3).map(|_| self.budget.join()).collect();
+                for share in &mut self.crowd {
+                    share.set(self.memory_bytes / 3);
+                }
             }
             Step::Drop | Step::Close => {}
         }
