@@ -10,7 +10,7 @@ use alluvium_change::failpoint;
 use alluvium_testkit::PgCluster;
 
 use crate::rebuild::bronze_rebuilds_silver;
-use crate::settings::{Memory, Sending, Settings, whole_matrix};
+use crate::settings::{Memory, Sending, Settings, part_asked_for};
 use crate::setup::{ABORT, CAUGHT_UP, Setup};
 
 /// A place to crash at, and the settings.
@@ -86,11 +86,8 @@ impl Case {
         pairs
     }
 
-    /// As few as are needed for every pair there can be; all when they are asked for.
-    fn to_test() -> Vec<Self> {
-        if whole_matrix() {
-            return Self::all();
-        }
+    /// As few as are needed for every pair there can be.
+    fn selection() -> Vec<Self> {
         let all: Vec<_> = Self::all()
             .into_iter()
             .map(|case| (case, case.pairs()))
@@ -121,7 +118,7 @@ impl Case {
 #[test]
 fn the_selection_brings_all_settings_and_crash_points_together() {
     let met = |cases: &[Case]| -> HashSet<Pair> { cases.iter().flat_map(Case::pairs).collect() };
-    let (selected, all) = (Case::to_test(), Case::all());
+    let (selected, all) = (Case::selection(), Case::all());
     assert_eq!(met(&selected), met(&all));
     assert!(selected.iter().all(|case| all.contains(case)));
     for point in failpoint::NAMES {
@@ -135,7 +132,8 @@ fn the_selection_brings_all_settings_and_crash_points_together() {
 fn crash_everywhere(memory: Memory) {
     let pg = PgCluster::start(None, &[]).unwrap();
     let setup = Setup::on(pg, "", "\"public.*\"", "");
-    for case in Case::to_test() {
+    let cases = part_asked_for(Case::all()).unwrap_or_else(Case::selection);
+    for case in cases {
         if case.settings.memory == memory {
             eprintln!("{case:?}");
             crash(&setup, case);

@@ -43,9 +43,17 @@ pub(crate) struct Settings {
     pub sending: Sending,
 }
 
-/// Whether the whole matrix is asked for, and not what represents it: see `make crashmatrix`.
-pub(crate) fn whole_matrix() -> bool {
-    std::env::var("ALLUVIUM_TEST_MATRIX").is_ok_and(|wanted| wanted == "all")
+/// `all` of the matrix, or a part of it when that is asked for: `ALLUVIUM_TEST_MATRIX=all`, or `2/5` for
+/// the second of five parts. See `make crashmatrix`.
+pub(crate) fn part_asked_for<T>(all: Vec<T>) -> Option<Vec<T>> {
+    let wanted = std::env::var("ALLUVIUM_TEST_MATRIX").ok()?;
+    if wanted == "all" {
+        return Some(all);
+    }
+    let (part, of) = wanted.split_once('/').expect("all, or a part such as 2/5");
+    let (part, of): (usize, usize) = (part.parse().unwrap(), of.parse().unwrap());
+    assert!((1..=of).contains(&part), "there is no part {wanted}");
+    Some(all.into_iter().skip(part - 1).step_by(of).collect())
 }
 
 impl Settings {
@@ -65,21 +73,20 @@ impl Settings {
         all
     }
 
-    /// Each value of each once, or all there are when the whole matrix is asked for.
+    /// Each value of each once, or the part of all that is asked for.
     pub(crate) fn to_test() -> Vec<Self> {
-        if whole_matrix() {
-            return Self::all();
-        }
         let of = |cadence, memory, sending| Self {
             cadence,
             memory,
             sending,
         };
-        vec![
-            of(Cadence::Quick, Memory::Least, Sending::InPieces),
-            of(Cadence::Adaptive, Memory::Default, Sending::Protocol1),
-            of(Cadence::Slow, Memory::Least, Sending::Protocol2),
-        ]
+        part_asked_for(Self::all()).unwrap_or_else(|| {
+            vec![
+                of(Cadence::Quick, Memory::Least, Sending::InPieces),
+                of(Cadence::Adaptive, Memory::Default, Sending::Protocol1),
+                of(Cadence::Slow, Memory::Least, Sending::Protocol2),
+            ]
+        })
     }
 
     /// Sets up server and project for the next runs. `more` is what the project file says besides.
