@@ -180,7 +180,7 @@ fn types_identities_and_transactions_are_equal_at_every_setting() {
         setup.start_anew();
         settings.apply(&setup, "\"types.*\", \"public.*\"", &types_policies(pg));
         setup.catch_up();
-        for script in [sql::TYPES_CHANGES, ALL_TYPES_AT_ONCE, IDENTITY_CHANGES] {
+        for script in [ALL_TYPES_AT_ONCE, IDENTITY_CHANGES] {
             pg.execute(script).unwrap();
         }
         transactions(pg, 5000);

@@ -12,6 +12,8 @@ enum Move {
     /// A row that waits for the next piece, or is never sent.
     Keep,
     Savepoint,
+    /// A savepoint, and a row that is sent after it.
+    Within,
     Release,
     /// Back to the savepoint set last.
     Back,
@@ -21,7 +23,7 @@ enum Move {
     Abort,
 }
 
-use Move::{Abort, Back, BackToFirst, Commit, Keep, Release, Savepoint, Send};
+use Move::{Abort, Back, BackToFirst, Commit, Keep, Release, Savepoint, Send, Within};
 
 /// All that a transaction can do in `length` moves of `moves`, each ended in both ways.
 fn scripts(moves: &[Move], length: usize) -> Vec<Vec<Move>> {
@@ -31,7 +33,7 @@ fn scripts(moves: &[Move], length: usize) -> Vec<Vec<Move>> {
         for (script, depth) in scripts {
             for next in moves {
                 let depth = match next {
-                    Savepoint => depth + 1,
+                    Savepoint | Within => depth + 1,
                     Release | Back if depth > 0 => depth - 1,
                     // With one savepoint it is the same as `Back`.
                     BackToFirst if depth > 1 => 0,
@@ -72,14 +74,15 @@ fn perform(server: &mut Server, history: &History) {
     let xids: Vec<u32> = (0..transactions).map(|_| server.begin(true)).collect();
     for (id, (who, what)) in (0..).zip(history) {
         let at = server.place_of(xids[*who]).unwrap();
+        if matches!(what, Savepoint | Within) {
+            server.savepoint(at);
+        }
+        if matches!(what, Send | Keep | Within) {
+            server.change(at, ALTERED, What::Insert { id, bytes: 20 });
+        }
         match what {
-            Send | Keep => {
-                server.change(at, ALTERED, What::Insert { id, bytes: 20 });
-                if *what == Send {
-                    server.flush(at);
-                }
-            }
-            Savepoint => server.savepoint(at),
+            Send | Within => server.flush(at),
+            Keep | Savepoint => {}
             Release => server.release(at),
             Back => server.rollback_to(at, server.depth(at) - 1),
             BackToFirst => server.rollback_to(at, 0),
@@ -118,13 +121,17 @@ fn come_out(histories: &[History]) {
 
 #[test]
 fn a_transaction_comes_out_in_whatever_order_parts_of_it_are_rolled_back() {
-    let moves = [Send, Keep, Savepoint, Release, Back, BackToFirst];
+    let all = [Send, Keep, Savepoint, Release, Back, BackToFirst];
+    // More of them, and deeper within each other.
+    let deep = [Within, Release, Back, BackToFirst];
     let mut histories: Vec<History> = Vec::new();
-    for length in 1..=6 {
-        let alone = |script: Vec<Move>| script.into_iter().map(|what| (0, what)).collect();
-        histories.extend(scripts(&moves, length).into_iter().map(alone));
+    for (moves, most) in [(&all[..], 6), (&deep[..], 8)] {
+        for length in 1..=most {
+            let alone = |script: Vec<Move>| script.into_iter().map(|what| (0, what)).collect();
+            histories.extend(scripts(moves, length).into_iter().map(alone));
+        }
     }
-    assert!(histories.len() > 9_000, "{}", histories.len());
+    assert!(histories.len() > 10_000, "{}", histories.len());
     come_out(&histories);
 }
 

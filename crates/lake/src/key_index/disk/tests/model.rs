@@ -215,8 +215,17 @@ impl<'a> Session<'a> {
         };
         let opened = loop {
             match (Opened::of(&home, &place, table), power) {
+                // What cannot be read back for want of power is not given up: the process ended.
+                (
+                    Ok(Opened {
+                        restored: false, ..
+                    })
+                    | Err(_),
+                    Some(power),
+                ) if power.is_gone() => {
+                    power.comes_back();
+                }
                 (Ok(opened), _) => break opened,
-                (Err(_), Some(power)) if power.is_gone() => power.comes_back(),
                 (Err(error), _) => panic!("{error}"),
             }
         };
