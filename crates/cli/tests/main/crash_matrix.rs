@@ -96,20 +96,16 @@ impl Case {
         let mut often: HashMap<Settings, usize> = HashMap::new();
         let mut selected = Vec::new();
         while !left.is_empty() {
-            let worth = |case: &Case| {
-                let new = case
-                    .pairs()
-                    .iter()
-                    .filter(|pair| left.contains(pair))
-                    .count();
+            let worth = |(case, pairs): &&(Self, HashSet<Pair>)| {
+                let new = pairs.iter().filter(|pair| left.contains(pair)).count();
                 (new, std::cmp::Reverse(often.get(&case.settings).copied()))
             };
-            let best = Self::all().into_iter().max_by_key(worth).unwrap();
-            for pair in best.pairs() {
-                left.remove(&pair);
+            let (best, pairs) = all.iter().max_by_key(worth).unwrap();
+            for pair in pairs {
+                left.remove(pair);
             }
             *often.entry(best.settings).or_default() += 1;
-            selected.push(best);
+            selected.push(*best);
         }
         selected
     }
