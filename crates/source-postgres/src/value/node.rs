@@ -219,8 +219,15 @@ impl Node {
                 LongForm::Oid => u32::from_be_bytes(exactly(bytes)?).into(),
                 LongForm::Unsigned | LongForm::TimeMicros => return Err(NO_BINARY_FORM),
             }),
-            Self::Float32(column) => column.push(f32::from_be_bytes(exactly(bytes)?)),
-            Self::Float64(column) => column.push(f64::from_be_bytes(exactly(bytes)?)),
+            // As in text, a NaN has neither a sign nor a payload.
+            Self::Float32(column) => {
+                let value = f32::from_be_bytes(exactly(bytes)?);
+                column.push(if value.is_nan() { f32::NAN } else { value });
+            }
+            Self::Float64(column) => {
+                let value = f64::from_be_bytes(exactly(bytes)?);
+                column.push(if value.is_nan() { f64::NAN } else { value });
+            }
             Self::Numeric(column, decimal) => {
                 column.push_option(settle(decimal.decode(bytes), on_invalid)?);
             }
