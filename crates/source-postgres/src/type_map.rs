@@ -145,13 +145,15 @@ impl ColumnPlan {
     /// measured (docs/design/0005); negative where text is quicker.
     pub(crate) fn binary_saves_ns(&self) -> i64 {
         match &self.decoder {
-            Decoder::Bool => 0,
-            Decoder::Int16 | Decoder::Int32 | Decoder::Int64(_) => 0,
-            Decoder::Float32 | Decoder::Float64 => 100,
-            Decoder::Numeric(_) | Decoder::Money { .. } => 0,
-            Decoder::Date => 0,
-            Decoder::Timestamp { .. } => 100,
-            Decoder::Text(_) => 0,
+            Decoder::Int16 | Decoder::Int32 | Decoder::Int64(_) => 20,
+            Decoder::Float32 | Decoder::Float64 => 60,
+            Decoder::Money { .. } | Decoder::Date => 70,
+            Decoder::Timestamp { .. } => 90,
+            Decoder::Text(TextForm::Uuid) => 100,
+            Decoder::Binary(_) => 250,
+            // The server makes a larger buffer for each value than it needs for text.
+            Decoder::Text(TextForm::Jsonb) => -50,
+            Decoder::Text(_) => -20,
             _ => 0,
         }
     }

@@ -211,6 +211,7 @@ async fn what_cannot_be_binary_is_told_with_table_and_column() {
     client
         .batch_execute(
             "CREATE TABLE public.exact (id int PRIMARY KEY, at timestamptz);
+             CREATE TABLE public.texts (id int PRIMARY KEY, a text, b varchar, c jsonb);
              CREATE TABLE public.listed (id int PRIMARY KEY, tags text[]);
              CREATE TYPE public.uuid;
              CREATE FUNCTION public.uuid_in(cstring) RETURNS public.uuid AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
@@ -241,6 +242,14 @@ async fn what_cannot_be_binary_is_told_with_table_and_column() {
         let choice = choose(Tuples::Auto, BINARY_VERSION, &tables).unwrap();
         assert_eq!(choice.form, TupleForm::Text);
         assert!(choice.why.starts_with(&named), "{}", choice.why);
+    }
+    // Where both can be, what the types cost decides.
+    for (table, quicker) in [("exact", TupleForm::Binary), ("texts", TupleForm::Text)] {
+        let tables = load_tables(&client, &only(table)).await.unwrap();
+        let chosen = |wanted| choose(wanted, BINARY_VERSION, &tables).unwrap().form;
+        assert_eq!(chosen(Tuples::Auto), quicker, "{table}");
+        assert_eq!(chosen(Tuples::Binary), TupleForm::Binary);
+        assert_eq!(chosen(Tuples::Text), TupleForm::Text);
     }
     let none = check_tuples(&options, &only("listed"), Tuples::Auto).await;
     assert!(none.is_none());
