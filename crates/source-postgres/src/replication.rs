@@ -19,6 +19,7 @@ use postgres_protocol::message::frontend;
 pub use frame::Frame;
 
 use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
+use crate::tuples::{self, TupleForm};
 use frame::{parse_frame, protocol, put_status, take_message};
 use pump::Pump;
 use wire::{Cell, Wire};
@@ -64,6 +65,22 @@ pub enum Protocol {
     V2,
 }
 
+/// How a stream is to come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    pub protocol: Protocol,
+    pub tuples: TupleForm,
+}
+
+impl From<Protocol> for StreamOptions {
+    fn from(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            ..Self::default()
+        }
+    }
+}
+
 /// The first version of the server that sends transactions in pieces.
 const STREAMING_VERSION: u32 = 140_000;
 
@@ -72,6 +89,7 @@ const STREAMING_VERSION: u32 = 140_000;
 pub struct ReplicationConnection {
     link: Link,
     slot: String,
+    tuples: TupleForm,
     /// Of a stream: read, and not cut yet.
     received: BytesMut,
 }
@@ -102,6 +120,7 @@ impl ReplicationConnection {
         let mut connection = Self {
             link: Link::Commands(wire),
             slot: String::new(),
+            tuples: TupleForm::Text,
             received: BytesMut::new(),
         };
         connection
@@ -205,20 +224,26 @@ impl ReplicationConnection {
         slot: &str,
         start: Lsn,
         publications: &[String],
-        protocol: Protocol,
+        options: impl Into<StreamOptions>,
     ) -> Result<()> {
+        let StreamOptions { protocol, tuples } = options.into();
         let version = if self.streams(protocol).await? {
             "\"proto_version\" '2', \"streaming\" 'on'"
         } else {
             "\"proto_version\" '1'"
         };
+        let binary = match tuples {
+            TupleForm::Text => "",
+            TupleForm::Binary => ", \"binary\" 'true'",
+        };
         slot.clone_into(&mut self.slot);
+        self.tuples = tuples;
         let names: Vec<String> = publications
             .iter()
             .map(|name| quote_identifier(name))
             .collect();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} ({version}, \"publication_names\" {})",
+            "START_REPLICATION SLOT {} LOGICAL {start} ({version}{binary}, \"publication_names\" {})",
             quote_identifier(slot),
             quote_literal(&names.join(",")),
         );
@@ -233,19 +258,26 @@ impl ReplicationConnection {
         Ok(())
     }
 
+    /// The server's version as it numbers itself: 150004 for 15.4.
+    ///
+    /// # Errors
+    /// As [`Self::identify_system`].
+    pub async fn server_version(&mut self) -> Result<u32> {
+        let rows = self
+            .query("SHOW server_version_num", "identifying the server")
+            .await?;
+        let row = first_row(rows)?;
+        row.first()
+            .and_then(|cell| cell.as_deref()?.parse().ok())
+            .ok_or_else(|| frame::protocol("no version".to_owned()))
+    }
+
     /// Whether transactions will be sent while they run.
     async fn streams(&mut self, protocol: Protocol) -> Result<bool> {
         if protocol == Protocol::V1 {
             return Ok(false);
         }
-        let rows = self
-            .query("SHOW server_version_num", "identifying the server")
-            .await?;
-        let row = first_row(rows)?;
-        let version: u32 = row
-            .first()
-            .and_then(|cell| cell.as_deref()?.parse().ok())
-            .ok_or_else(|| frame::protocol("no version".to_owned()))?;
+        let version = self.server_version().await?;
         if version < STREAMING_VERSION && protocol == Protocol::V2 {
             return Err(
                 Error::new(&code::CONFIG_VALUE, "the server does not have protocol 2")
@@ -285,6 +317,7 @@ impl ReplicationConnection {
                 b'S' | b'N' => {}
                 b'E' => {
                     let error = ServerError::from_fields(&message.body).into_error("streaming");
+                    let error = tuples::server_refused(error, self.tuples);
                     return Err(stream_error(error, &self.slot));
                 }
                 // The server shuts down, or ended the stream for another reason.
@@ -326,6 +359,12 @@ impl ReplicationConnection {
             Link::Stream(pump) => pump.send(status.freeze()).await,
             Link::Commands(_) | Link::Gone => Err(Error::bug("a status outside a stream")),
         }
+    }
+
+    /// Drops the connection with what it has not given yet; the server notices by itself.
+    pub fn abandon(&mut self) {
+        self.link = Link::Gone;
+        self.received.clear();
     }
 
     /// Ends the stream in order: the server releases the slot before this returns.

@@ -51,6 +51,25 @@ fn a_crash_loses_nothing_with_indexes_on_disk() {
     }
 }
 
+/// The same with values in binary form, spilled, replayed and sent again.
+#[test]
+fn a_crash_loses_nothing_with_binary_tuples() {
+    let pg = PgCluster::start(None, SMALL_PIECES).unwrap();
+    let more = format!("{MORE}[limits]\nmemory = \"128MiB\"\n");
+    let setup = Setup::on(pg, "", "\"public.*\"", &more);
+    setup.set_in_source("tuples = \"binary\"");
+    for name in [
+        "stream.spilled",
+        "stream.replayed",
+        "merge.after_stage",
+        "acknowledge.before_send",
+    ] {
+        for hits in [1, 2] {
+            crash_at(&setup, name, hits);
+        }
+    }
+}
+
 fn crash_at(setup: &Setup, name: &str, hits: u64) {
     let pg = &setup.pg;
     pg.execute("DROP TABLE IF EXISTS a, b").unwrap();

@@ -33,7 +33,7 @@ fn every_type_survives_copy_insert_update_and_delete() {
 }
 
 /// Values that Delta cannot hold are NULL by choice in these tests; the comparer knows them.
-fn types_policies(pg: &PgCluster) -> String {
+pub(crate) fn types_policies(pg: &PgCluster) -> String {
     let tables = pg
         .query_text("SELECT tablename FROM pg_tables WHERE schemaname = 'types' ORDER BY 1")
         .unwrap();

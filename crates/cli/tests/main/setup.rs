@@ -46,6 +46,14 @@ impl Setup {
         std::fs::write(self.dir.path().join("alluvium.toml"), text).unwrap();
     }
 
+    /// Adds a line to `[source.test]`.
+    pub(crate) fn set_in_source(&self, line: &str) {
+        let file = self.dir.path().join("alluvium.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let with_line = text.replacen("[lake]", &format!("{line}\n[lake]"), 1);
+        std::fs::write(&file, with_line).unwrap();
+    }
+
     pub(crate) fn lake(&self) -> PathBuf {
         self.dir.path().join("lake")
     }

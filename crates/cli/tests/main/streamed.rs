@@ -354,9 +354,7 @@ fn a_lost_connection_in_the_middle_of_pieces_is_survived() {
 #[test]
 fn protocol_1_is_there_by_choice() {
     let setup = setup(None, LEAST_MEMORY);
-    let file = setup.dir.path().join("alluvium.toml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
+    setup.set_in_source("protocol = 1");
     savepoints(&setup);
     equal(&setup);
     assert_eq!(streamed(&setup), 0);

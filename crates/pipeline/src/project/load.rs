@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, code};
 use alluvium_source_postgres::replication::Protocol;
+use alluvium_source_postgres::tuples::Tuples;
 
 use super::{Limits, LimitsFile, Project, ProjectFile, ProtocolFile, SourceFile, SourceSettings};
 
@@ -133,6 +134,7 @@ fn source_settings(
         publication: expand(source.publication.as_deref().unwrap_or(&own))?,
         slot,
         protocol: protocol(source.protocol.as_ref(), file)?,
+        tuples: tuples(source.tuples.as_deref(), file)?,
         name,
     })
 }
@@ -154,6 +156,19 @@ fn protocol(written: Option<&ProtocolFile>, file: &Path) -> Result<Protocol> {
                 "write \"auto\", 1 or 2",
             ))
         }
+    }
+}
+
+fn tuples(written: Option<&str>, file: &Path) -> Result<Tuples> {
+    match written {
+        None | Some("auto") => Ok(Tuples::Auto),
+        Some("text") => Ok(Tuples::Text),
+        Some("binary") => Ok(Tuples::Binary),
+        Some(other) => Err(value_error(
+            file,
+            &format!("tuples = \"{other}\" is not known"),
+            "write \"auto\", \"text\" or \"binary\"",
+        )),
     }
 }
 
@@ -334,6 +349,9 @@ mod tests {
         assert_eq!(project.source.protocol, Protocol::Auto);
         let older = read(&SMALL.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
         assert_eq!(older.source.protocol, Protocol::V1);
+        assert_eq!(project.source.tuples, Tuples::Auto);
+        let binary = read(&SMALL.replace("[lake]", "tuples = \"binary\"\n[lake]")).unwrap();
+        assert_eq!(binary.source.tuples, Tuples::Binary);
     }
 
     #[test]
@@ -375,6 +393,7 @@ mod tests {
             ("\"postgres\"", "\"oracle\""),
             ("[lake]", "protocol = 3\n[lake]"),
             ("[lake]", "protocol = \"2\"\n[lake]"),
+            ("[lake]", "tuples = \"some\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[limits]\nindex_memory = \"much\"\n[lake]"),
