@@ -5,6 +5,7 @@
 
 mod server;
 mod tables;
+mod two_phase;
 
 use alluvium_change::{Code, Error, code};
 use serde::{Serialize, Serializer};
@@ -12,6 +13,8 @@ use tokio_postgres::Client;
 
 use crate::catalog::{TableSelection, load_tables};
 use crate::connect::{self, ConnectOptions};
+
+pub use two_phase::check_two_phase;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -125,6 +125,14 @@ fn source_settings(
             "use lower-case letters, digits and underscores, at most 63",
         ));
     }
+    let protocol = protocol(source.protocol.as_ref(), file)?;
+    if source.two_phase && protocol == Protocol::V1 {
+        return Err(value_error(
+            file,
+            "protocol = 1 has no two_phase",
+            "write protocol = \"auto\", or leave two_phase out",
+        ));
+    }
     Ok(SourceSettings {
         url: expand(&source.url)?,
         password_file: source.password_file.map(|path| dir.join(path)),
@@ -132,7 +140,8 @@ fn source_settings(
         exclude: all(&source.exclude)?,
         publication: expand(source.publication.as_deref().unwrap_or(&own))?,
         slot,
-        protocol: protocol(source.protocol.as_ref(), file)?,
+        protocol,
+        two_phase: source.two_phase,
         name,
     })
 }
@@ -334,6 +343,9 @@ mod tests {
         assert_eq!(project.source.protocol, Protocol::Auto);
         let older = read(&SMALL.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
         assert_eq!(older.source.protocol, Protocol::V1);
+        assert!(!project.source.two_phase);
+        let prepared = read(&SMALL.replace("[lake]", "two_phase = true\n[lake]")).unwrap();
+        assert!(prepared.source.two_phase);
     }
 
     #[test]
@@ -375,6 +387,8 @@ mod tests {
             ("\"postgres\"", "\"oracle\""),
             ("[lake]", "protocol = 3\n[lake]"),
             ("[lake]", "protocol = \"2\"\n[lake]"),
+            ("[lake]", "protocol = 1\ntwo_phase = true\n[lake]"),
+            ("[lake]", "two_phase = \"on\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[limits]\nindex_memory = \"much\"\n[lake]"),

@@ -85,6 +85,8 @@ struct SourceFile {
     publication: Option<String>,
     slot: Option<String>,
     protocol: Option<ProtocolFile>,
+    #[serde(default)]
+    two_phase: bool,
 }
 
 /// `"auto"`, or a number.
@@ -135,6 +137,8 @@ pub struct SourceSettings {
     pub publication: String,
     pub slot: String,
     pub protocol: Protocol,
+    /// Prepared transactions are received when they are prepared.
+    pub two_phase: bool,
 }
 
 impl std::fmt::Debug for SourceSettings {

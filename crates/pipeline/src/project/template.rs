@@ -39,6 +39,8 @@ tables = [{tables}]
 # slot = "alluvium_{source_name}"
 # Large transactions: 2 receives them while they run (PostgreSQL 14 and later), 1 when they have committed; "auto" is 2 where the server has it.
 # protocol = "auto"
+# Receive transactions of PREPARE TRANSACTION when they are prepared (PostgreSQL 15 and later); they appear when they are committed, as without.
+# two_phase = false
 
 [lake]
 # Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).

@@ -227,7 +227,7 @@ fn a_reset_forgets_open_transactions_and_their_files() {
     std::fs::create_dir_all(&spill_dir).unwrap();
     std::fs::write(spill_dir.join("77"), "of a process that was killed").unwrap();
     let mut streamed = StreamedTransactions::new(spill_dir.clone(), 0);
-    streamed.reset().unwrap();
+    streamed.reset(Lsn::ZERO).unwrap();
     assert!(!spill_dir.exists());
     let mut assembler = Assembler::new();
     let mut server = Server::default();
@@ -243,7 +243,7 @@ fn a_reset_forgets_open_transactions_and_their_files() {
     assert!(on_disk > 0);
     assert_eq!(streamed.spilled_bytes(), on_disk);
     assert_eq!(streamed.spilled_total_bytes(), on_disk);
-    streamed.reset().unwrap();
+    streamed.reset(Lsn::ZERO).unwrap();
     assert!(!spill_dir.exists() && streamed.num_running() == 0);
     assert_eq!(streamed.spilled_bytes(), 0);
     assert_eq!(streamed.spilled_total_bytes(), on_disk, "it was written");
