@@ -18,3 +18,4 @@ mod many_tables;
 mod rebuild;
 mod setup;
 mod streamed;
+mod two_phase;
