@@ -23,7 +23,12 @@ def stat_of(pid: int) -> list[str] | None:
 
 
 def cpu_of(pid: int, with_ended_children: bool = False) -> float:
-    """CPU seconds of a process; of a postmaster also those of children it has waited for."""
+    """CPU seconds of a process; of a postmaster also those of children it has waited for (in ticks of 10 ms)."""
+    if not with_ended_children:
+        try:
+            return time.clock_gettime((~pid << 3) | 2)                 # clock_getcpuclockid(3): all its threads, in ns
+        except OSError:
+            return 0.0
     stat = stat_of(pid)
     if stat is None:
         return 0.0

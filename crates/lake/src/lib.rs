@@ -23,7 +23,7 @@ mod settings;
 mod silver;
 mod write;
 
-pub use bronze::{Bronze, ChangeReader};
+pub use bronze::{Bronze, BronzeEncoder, ChangeReader, ReadyRows};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
 pub use settings::{

@@ -540,19 +540,20 @@ async fn deliver_in_turn(shared: &Shared, ReadRange { work, held }: ReadRange) -
     if shared.has_failed(work.target) {
         return Ok(());
     }
-    let leaf = target.table.leaves.get(work.range.leaf);
-    let reached = leaf.map(|leaf| Reached {
+    let Some(leaf) = target.table.leaves.get(work.range.leaf) else {
+        return Err(Error::bug("a range belongs to no leaf"));
+    };
+    let reached = Reached {
         relfilenode: leaf.relfilenode,
         next_page: work.range.end_page.unwrap_or(u32::MAX),
-    });
-    hand_over(shared, &work, held, reached).await?;
+    };
+    hand_over(shared, &work, held, Some(reached)).await?;
     if work.turn + 1 == work.of {
         target
             .owner
             .ask(|reply| Command::FinishCopy { reply })
             .await?;
     }
-    shared.turns.advance(work.target, work.turn + 1);
     Ok(())
 }
 
@@ -571,17 +572,22 @@ async fn hand_over(
         .map(|batch| batch.get_array_memory_size() as u64)
         .sum();
     let rows_of_range = CopiedRows {
-        batches,
+        batches: batches.into_iter().map(Into::into).collect(),
         snapshot: shared.snapshot,
         reached,
     };
-    target
+    let answer = target
         .owner
-        .ask(|reply| Command::Copied {
+        .submit(|reply| Command::Copied {
             rows: rows_of_range,
             reply,
         })
         .await?;
+    if reached.is_some() {
+        // The next range may come after this one; if this one fails, the owner takes no more.
+        shared.turns.advance(work.target, work.turn + 1);
+    }
+    answer.await?;
     let elapsed_ms = shared.started.elapsed().as_millis().max(1);
     shared
         .context

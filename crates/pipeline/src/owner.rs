@@ -9,6 +9,7 @@
 //! Invariant: silver is what bronze says, up to silver's position. A change reaches bronze before
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
+mod ahead;
 mod catch_up;
 mod command;
 mod measure;
@@ -19,13 +20,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
-use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings, SilverView};
+use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
 
+use ahead::Landing;
 use catch_up::CatchUp;
-pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached};
+pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached, Shown};
+use measure::Summary;
 
 use crate::status::{ErrorStatus, Phase, StatusBoard, now_micros};
 use crate::tables::ShapeStep;
@@ -56,6 +59,8 @@ pub(crate) struct TableOwner {
     /// When the newest of them was committed at the source.
     newest_staged_micros: Option<i64>,
     catch_up: Option<CatchUp>,
+    /// A copied range could not be taken in: none of the same copy is, after it.
+    copy_failed: bool,
     context: OwnerContext,
 }
 
@@ -95,6 +100,7 @@ impl TableOwner {
             staged_through: None,
             newest_staged_micros: None,
             catch_up: None,
+            copy_failed: false,
             context,
         };
         owner.phase = owner.first_phase();
@@ -195,7 +201,7 @@ impl TableOwner {
                 end,
                 permit,
             } => {
-                let took = match self.cut(&batches, end) {
+                let took = match self.cut(batches, end) {
                     Ok(took) => took,
                     Err(error) => {
                         events.extend(self.failed(error));
@@ -221,14 +227,14 @@ impl TableOwner {
                 events.push(Event::PhaseChanged);
             }
             Command::Copied { rows, reply } => {
-                let _ = reply.send(self.copied(&rows));
+                let _ = reply.send(self.copied(rows));
             }
             Command::FinishCopy { reply } => {
                 let _ = reply.send(self.finish_copy());
                 events.push(Event::PhaseChanged);
             }
             Command::View { through, reply } => {
-                let _ = reply.send(self.view(through));
+                let _ = reply.send(self.show(through));
             }
             Command::Shape { table, step, ended } => {
                 if let Err(error) = self.reshape(table, &step, ended) {
@@ -256,9 +262,10 @@ impl TableOwner {
 
     /// Stages changes in bronze, and in silver where it is live and has not failed. An error of
     /// silver does not keep changes out of bronze.
-    fn stage(&mut self, batch: &ChangeBatch, merged: &mut Result<()>) -> Result<()> {
+    fn stage(&mut self, landing: Landing<ChangeBatch>, merged: &mut Result<()>) -> Result<()> {
         failpoint::hit("land.before_stage");
-        let encoded = self.bronze.stage(batch)?;
+        let batch = &landing.rows;
+        let encoded = self.bronze.stage_ready(batch, landing.ready)?;
         self.staged_through = batch.commit_lsn.last().copied().max(self.staged_through);
         if let (Phase::Live, Some(silver), true) = (self.phase, &mut self.silver, merged.is_ok()) {
             failpoint::hit("merge.before_stage");
@@ -269,34 +276,21 @@ impl TableOwner {
     }
 
     /// Stages all changes of a cut, or of a part of one. Answers what silver said.
-    fn land(&mut self, batches: &[ChangeBatch]) -> Result<Result<()>> {
-        let most_bytes = self.context.lake.settings().staging_bytes;
+    fn land(&mut self, batches: Vec<Landing<ChangeBatch>>) -> Result<Result<()>> {
         let mut merged = Ok(());
-        for batch in batches {
-            // So many rows make a row group, and are held encoded as well.
-            let rows = batch.num_rows();
-            let parts = batch
-                .memory_bytes()
-                .div_ceil(most_bytes.max(1))
-                .clamp(1, rows.max(1));
-            if parts == 1 {
-                self.stage(batch, &mut merged)?;
-                continue;
-            }
-            let step = rows.div_ceil(parts);
-            for from in (0..rows).step_by(step) {
-                self.stage(&batch.slice(from, step), &mut merged)?;
-            }
+        for landing in batches {
+            self.stage(landing, &mut merged)?;
         }
         Ok(merged)
     }
 
     /// Takes in a cut, or a part of one. Answers how long its commit took.
-    fn cut(&mut self, batches: &[ChangeBatch], end: Option<CutEnd>) -> Result<Duration> {
+    fn cut(&mut self, batches: Vec<Landing<ChangeBatch>>, end: Option<CutEnd>) -> Result<Duration> {
         if self.broken {
             return Ok(Duration::ZERO);
         }
         let began = Instant::now();
+        let summary = Summary::of(&batches);
         let landed = self.land(batches);
         let staged = Instant::now();
         let landed = landed.and_then(|merged| {
@@ -310,11 +304,7 @@ impl TableOwner {
             Err(error) if is_of_lake(&error) => return Err(error),
             Err(error) => {
                 // Bronze itself cannot go on: what comes now is not kept.
-                let at = batches
-                    .iter()
-                    .filter_map(|batch| batch.commit_lsn.first())
-                    .min();
-                self.break_at(at.copied().unwrap_or_default(), Lsn::ZERO, &error)?;
+                self.break_at(summary.first.unwrap_or_default(), Lsn::ZERO, &error)?;
                 return Ok(Duration::ZERO);
             }
         }
@@ -329,12 +319,12 @@ impl TableOwner {
         let took = staged.elapsed();
         tracing::debug!(
             table = %self.table.schema.id,
-            changes = batches.iter().map(ChangeBatch::num_rows).sum::<usize>(),
+            changes = summary.changes,
             staging_ms = (staged - began).as_millis(),
             commit_ms = end.map(|_| took.as_millis()),
             "cut"
         );
-        self.note_cut(batches, end.map(|_| took));
+        self.note_cut(&summary, end.map(|_| took));
         Ok(took)
     }
 
@@ -346,12 +336,20 @@ impl TableOwner {
         Ok(())
     }
 
-    fn view(&self, through: Lsn) -> Option<SilverView> {
-        let silver = self.silver.as_ref().filter(|_| self.phase == Phase::Live)?;
-        silver.view(through).unwrap_or_else(|error| {
-            tracing::warn!(table = %self.table.schema.id, error = %error, "the table cannot be shown now");
-            None
-        })
+    fn show(&self, through: Lsn) -> Shown {
+        let Some(silver) = self.silver.as_ref().filter(|_| self.phase == Phase::Live) else {
+            return Shown::No;
+        };
+        if silver.is_ahead_of(through) {
+            return Shown::Ahead;
+        }
+        match silver.view(through) {
+            Ok(view) => view.map_or(Shown::No, Shown::Table),
+            Err(error) => {
+                tracing::warn!(table = %self.table.schema.id, error = %error, "the table cannot be shown now");
+                Shown::No
+            }
+        }
     }
 
     fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
@@ -396,6 +394,7 @@ impl TableOwner {
     }
 
     fn begin_copy(&mut self, snapshot: Lsn, afresh: bool) -> Result<CopyState> {
+        self.copy_failed = false;
         let Some(silver) = &mut self.silver else {
             return Err(Error::bug("a copy began that was not prepared"));
         };
@@ -431,11 +430,19 @@ impl TableOwner {
         Ok(silver.copy_state())
     }
 
-    fn copied(&mut self, rows: &CopiedRows) -> Result<()> {
+    /// Takes in rows of the next range. Ranges come in order without waiting for each other: after one
+    /// that failed none is taken.
+    fn copied(&mut self, rows: CopiedRows) -> Result<()> {
+        let copied = self.stage_copied(rows);
+        self.copy_failed |= copied.is_err();
+        copied
+    }
+
+    fn stage_copied(&mut self, rows: CopiedRows) -> Result<()> {
         let Some(silver) = self
             .silver
             .as_mut()
-            .filter(|_| self.phase == Phase::Copying)
+            .filter(|_| self.phase == Phase::Copying && !self.copy_failed)
         else {
             return Err(Error::new(
                 &code::COPY_AGAIN,
@@ -446,10 +453,11 @@ impl TableOwner {
             ));
         };
         failpoint::hit("copy.before_stage");
-        for batch in &rows.batches {
-            let encoded = self
-                .bronze
-                .stage_copied(batch, rows.snapshot, now_micros())?;
+        for landing in rows.batches {
+            let (batch, ready) = (&landing.rows, landing.ready);
+            let encoded =
+                self.bronze
+                    .stage_copied_ready(batch, rows.snapshot, now_micros(), ready)?;
             silver.stage_copied_encoded(batch, rows.snapshot, encoded.as_ref())?;
         }
         if let Some(reached) = rows.reached {

@@ -80,8 +80,9 @@ pub(crate) struct Stream {
     ended: Option<(Lsn, Lsn)>,
     /// Where the parts of the open cut that were handed over end, if at a transaction's end.
     whole_through: Option<Lsn>,
-    /// The last transaction that ended, in a cut or not.
-    last_ended: Lsn,
+    /// Every transaction that commits at or before this has come whole, and nothing of later ones but
+    /// the one that is under way.
+    complete_through: Lsn,
     last_cut: Instant,
     /// What owners worked to commit the cut that is open.
     worked: Duration,
@@ -122,7 +123,7 @@ impl Stream {
             dirty: HashSet::new(),
             ended: None,
             whole_through: None,
-            last_ended: Lsn::ZERO,
+            complete_through: Lsn::ZERO,
             last_cut: now,
             worked: Duration::ZERO,
             interval: Duration::from_millis(commit.min_interval_ms),
@@ -163,6 +164,7 @@ impl Stream {
         self.waiting.clear();
         self.dirty.clear();
         self.ended = None;
+        self.complete_through = confirmed;
         self.worked = Duration::ZERO;
         self.acknowledger.restart(confirmed, durable);
         for owner in self.owners.values() {
@@ -182,10 +184,10 @@ impl Stream {
         self.received
     }
 
-    /// The last transaction that was received whole.
+    /// Every transaction that commits at or before this was received whole.
     #[must_use]
-    pub(crate) fn last_ended(&self) -> Lsn {
-        self.last_ended
+    pub(crate) fn complete_through(&self) -> Lsn {
+        self.complete_through
     }
 
     /// The server's own position, as it last told.
@@ -290,6 +292,7 @@ impl Stream {
     }
 
     fn idle_through(&mut self, wal_end: Lsn) {
+        self.complete_through = self.complete_through.max(wal_end);
         match &mut self.ended {
             Some((_, end_lsn)) => *end_lsn = (*end_lsn).max(wal_end),
             None => self.acknowledger.idle_through(wal_end),
@@ -316,7 +319,7 @@ impl Stream {
                 self.measure.transactions += 1;
                 self.measure.newest_commit_micros = commit_time_micros;
                 self.ended = Some((position, end_lsn));
-                self.last_ended = position;
+                self.complete_through = position;
                 self.cut_if_due()?;
                 if self.assembler.memory_bytes() >= PART_BYTES {
                     self.cut_whole_part()?;
@@ -401,7 +404,7 @@ impl Stream {
             let batches = by_table.remove(&table).unwrap_or_default();
             let permit = self.permit(&batches);
             place.send(Command::Cut {
-                batches,
+                batches: batches.into_iter().map(Into::into).collect(),
                 end: Some(CutEnd { id, position }),
                 permit,
             });
@@ -449,6 +452,7 @@ impl Stream {
     /// # Errors
     /// Arrow refuses decoded columns: a bug.
     pub(crate) fn show_asked(&mut self) -> Result<()> {
+        self.asked.retain(|(request, _)| !request.is_abandoned());
         if self.asked.is_empty() || self.assembler.in_transaction() {
             return Ok(());
         }
@@ -458,7 +462,7 @@ impl Stream {
         if !self.waiting.is_empty() {
             return Ok(());
         }
-        let through = self.last_ended;
+        let through = self.complete_through;
         let asked = std::mem::take(&mut self.asked).into_iter();
         self.asked = asked
             .filter_map(|(request, owners)| {
@@ -500,7 +504,7 @@ impl Stream {
                     self.dirty.insert(owner.table);
                     let permit = Some(permit);
                     place.send(Command::Cut {
-                        batches: vec![batch],
+                        batches: vec![batch.into()],
                         end: None,
                         permit,
                     });
@@ -591,7 +595,7 @@ impl Stream {
             let permit = self.permit(std::slice::from_ref(&batch));
             owner
                 .send(Command::Cut {
-                    batches: vec![batch],
+                    batches: vec![batch.into()],
                     end: None,
                     permit,
                 })
@@ -610,4 +614,40 @@ fn group(batches: Vec<ChangeBatch>) -> BTreeMap<TableId, Vec<ChangeBatch>> {
             .push(batch);
     }
     by_table
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    fn stream() -> (tempfile::TempDir, Stream) {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = StreamLimits {
+            cut_bytes: 1 << 20,
+            handed_over_bytes: 1 << 20,
+            streamed_bytes: 1 << 20,
+        };
+        let told = (dir.path().to_owned(), "slot".to_owned());
+        (dir, Stream::new(limits, CommitSettings::default(), told))
+    }
+
+    /// What a table commits before its shape changes, and where a query is, depend on it.
+    #[tokio::test]
+    async fn a_stream_that_begins_again_has_come_no_further_than_where_it_begins() {
+        let (_dir, mut stream) = stream();
+        stream.restart(Lsn(40)).await.unwrap();
+        stream.idle_through(Lsn(50));
+        let committed = |at| Step::Committed {
+            position: Lsn(at),
+            end_lsn: Lsn(at + 8),
+            commit_time_micros: 0,
+        };
+        assert!(stream.step(committed(100)).unwrap().is_none());
+        assert_eq!(stream.complete_through(), Lsn(100));
+        stream.restart(Lsn(50)).await.unwrap();
+        assert_eq!(stream.complete_through(), Lsn(50));
+        assert!(stream.step(committed(60)).unwrap().is_none());
+        assert_eq!(stream.complete_through(), Lsn(60));
+    }
 }

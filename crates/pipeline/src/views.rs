@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A view is made when it is asked for: a pipeline that nobody queries does nothing for it. Invariant:
-//! the views of one request are all at one position, the last transaction that was received whole.
+//! the views of one request are all at one position, up to which everything was received whole.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,13 +14,15 @@ use alluvium_change::{Lsn, TableId};
 use alluvium_lake::SilverView;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::owner::{Command, OwnerHandle};
+use crate::owner::{Command, OwnerHandle, Shown};
 
 /// Requests that may wait for the main task.
 const QUEUE: usize = 64;
 /// How long a query waits for views before it reads what is committed: a large transaction may be
 /// arriving, or an owner be busy.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How soon it asks again when a table is ahead of the stream.
+const AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Asks the pipeline; cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,8 +36,10 @@ pub struct ViewRequests(mpsc::Receiver<ViewRequest>);
 #[derive(Debug)]
 pub(crate) struct ViewRequest {
     pub(crate) lake_names: Vec<String>,
-    reply: oneshot::Sender<BTreeMap<String, oneshot::Receiver<Option<SilverView>>>>,
+    reply: oneshot::Sender<Answers>,
 }
+
+type Answers = BTreeMap<String, oneshot::Receiver<Shown>>;
 
 impl Views {
     /// Two ends that belong together.
@@ -52,21 +56,38 @@ impl Views {
         if lake_names.is_empty() {
             return BTreeMap::new();
         }
-        let asked = tokio::time::timeout(PATIENCE, self.ask(lake_names)).await;
+        let asked = tokio::time::timeout(PATIENCE, self.at_one_position(lake_names)).await;
         asked.ok().flatten().unwrap_or_default()
     }
 
-    async fn ask(&self, lake_names: Vec<String>) -> Option<BTreeMap<String, SilverView>> {
-        let (reply, answer) = oneshot::channel();
-        let request = ViewRequest { lake_names, reply };
-        self.0.send(request).await.ok()?;
-        let mut views = BTreeMap::new();
-        for (name, view) in answer.await.ok()? {
-            if let Some(view) = view.await.ok()? {
-                views.insert(name, view);
+    async fn at_one_position(
+        &self,
+        lake_names: Vec<String>,
+    ) -> Option<BTreeMap<String, SilverView>> {
+        loop {
+            let mut views = BTreeMap::new();
+            let mut is_ahead = false;
+            for (name, shown) in self.ask(lake_names.clone()).await? {
+                match shown.await.ok()? {
+                    Shown::Table(view) => {
+                        views.insert(name, view);
+                    }
+                    Shown::Ahead => is_ahead = true,
+                    Shown::No => {}
+                }
             }
+            if !is_ahead {
+                return Some(views);
+            }
+            drop(views);
+            tokio::time::sleep(AGAIN_AFTER).await;
         }
-        Some(views)
+    }
+
+    async fn ask(&self, lake_names: Vec<String>) -> Option<Answers> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(ViewRequest { lake_names, reply }).await.ok()?;
+        answer.await.ok()
     }
 }
 
@@ -77,6 +98,11 @@ impl ViewRequests {
 }
 
 impl ViewRequest {
+    /// Who asked has lost patience.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     /// The owners of the tables asked for, by the names they were asked for with.
     pub(crate) fn owners(
         &self,
@@ -91,7 +117,8 @@ impl ViewRequest {
             .collect()
     }
 
-    /// Asks the owners for their tables, which have every transaction up to `through` now. Gives the
+    /// Asks the owners for their tables, which have been given every transaction up to `through` now and
+    /// none beyond. Gives the
     /// request back when one of them has no room for it.
     pub(crate) fn pass_on(
         self,
@@ -114,5 +141,87 @@ impl ViewRequest {
         // Who asked may have lost patience.
         let _ = self.reply.send(answers);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+    use super::*;
+    use arrow::datatypes::Schema;
+    use std::sync::Arc;
+
+    fn table(name: &str) -> TableId {
+        TableId {
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn view(position: Lsn) -> Shown {
+        Shown::Table(SilverView {
+            schema: Arc::new(Schema::empty()),
+            version: 0,
+            position,
+            files: Vec::new(),
+            rows: Vec::new(),
+        })
+    }
+
+    /// An owner whose table was committed up to `committed`.
+    fn owner(name: &str, committed: Lsn) -> OwnerHandle {
+        let (handle, mut commands) = OwnerHandle::of(table(name));
+        tokio::spawn(async move {
+            while let Some(command) = commands.recv().await {
+                let Command::View { through, reply } = command else {
+                    panic!("only views are asked for");
+                };
+                let shown = match committed > through {
+                    true => Shown::Ahead,
+                    false => view(through),
+                };
+                reply.send(shown).unwrap();
+            }
+        });
+        handle
+    }
+
+    #[tokio::test]
+    async fn a_table_that_is_ahead_is_waited_for() {
+        let (views, mut requests) = Views::new();
+        let names: BTreeMap<_, _> = ["a", "b", "c"]
+            .map(|name| (table(name), name.to_owned()))
+            .into();
+        let owners = [("a", Lsn(100)), ("b", Lsn(50)), ("c", Lsn(0))]
+            .map(|(name, committed)| (table(name), owner(name, committed)))
+            .into();
+        let asked = vec!["a".to_owned(), "b".to_owned()];
+        let query = tokio::spawn(async move { views.of(asked).await });
+        // The stream began again at 40, and comes to a transaction each time it is asked.
+        for through in [40, 60, 99, 100] {
+            let request = requests.recv().await.unwrap();
+            assert!(!request.is_abandoned());
+            let asked = request.owners(&names, &owners);
+            request.pass_on(asked, Lsn(through)).unwrap();
+        }
+        let seen = query.await.unwrap();
+        let positions: Vec<_> = seen
+            .iter()
+            .map(|(name, view)| (name.as_str(), view.position))
+            .collect();
+        assert_eq!(positions, [("a", Lsn(100)), ("b", Lsn(100))]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_does_not_come_that_far_soon_is_not_waited_for() {
+        let (views, mut requests) = Views::new();
+        let names = [(table("a"), "a".to_owned())].into();
+        let owners = [(table("a"), owner("a", Lsn(100)))].into();
+        let query = tokio::spawn(async move { views.of(vec!["a".to_owned()]).await });
+        while let Some(request) = requests.recv().await {
+            let asked = request.owners(&names, &owners);
+            request.pass_on(asked, Lsn(99)).unwrap();
+        }
+        assert!(query.await.unwrap().is_empty());
     }
 }

@@ -15,6 +15,7 @@
 mod columns;
 mod decode;
 mod encode;
+mod encoder;
 mod reader;
 
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableSchema, code};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use columns::Columns;
+use encoder::Ready;
+pub use encoder::{BronzeEncoder, ReadyRows};
 pub use reader::ChangeReader;
 
 use crate::log::{Commit, DeltaTable, LiveFile, NewFile};
@@ -34,12 +37,11 @@ use crate::{CheckpointDone, CheckpointJob, Lake, LakeSettings, Owner};
 /// One bronze table, open for writing.
 pub struct Bronze {
     owner: Owner,
-    lake: LakeSettings,
     dir: PathBuf,
     table: DeltaTable,
-    schema: Arc<TableSchema>,
     usable: bool,
-    columns: Columns,
+    /// With the table's columns and settings.
+    encoder: Arc<BronzeEncoder>,
     position: Lsn,
     files: Vec<LiveFile>,
     /// Of the stream.
@@ -87,12 +89,14 @@ impl Bronze {
         }
         Ok(Self {
             owner: owner.clone(),
-            lake: lake.settings().clone(),
             dir,
             table,
-            schema,
             usable,
-            columns,
+            encoder: Arc::new(BronzeEncoder {
+                schema,
+                columns,
+                lake: lake.settings().clone(),
+            }),
             position,
             files,
             changes: Staged::default(),
@@ -111,7 +115,7 @@ impl Bronze {
     /// The source's columns as the table holds them.
     #[must_use]
     pub fn schema(&self) -> &Arc<TableSchema> {
-        &self.schema
+        &self.encoder.schema
     }
 
     /// Delta version of the last commit.
@@ -139,6 +143,18 @@ impl Bronze {
     ///
     /// Answers the source's columns of all rows as they were encoded, where that is of use.
     pub fn stage(&mut self, batch: &ChangeBatch) -> Result<Option<EncodedRows>> {
+        self.stage_ready(batch, None)
+    }
+
+    /// As [`Self::stage`], with the batch as [`BronzeEncoder::changes`] encoded it before.
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub fn stage_ready(
+        &mut self,
+        batch: &ChangeBatch,
+        ready: Option<ReadyRows>,
+    ) -> Result<Option<EncodedRows>> {
         self.check_usable()?;
         let start = batch
             .commit_lsn
@@ -146,35 +162,42 @@ impl Bronze {
         if start == batch.num_rows() {
             return Ok(None);
         }
+        let ready = ready.filter(|ready| start == 0 && self.takes(ready));
         self.guarded(|bronze| {
-            let rows = encode::changes(batch, &bronze.schema, &bronze.columns)?;
-            let rows = rows.slice(start, rows.num_rows() - start);
-            let share = start == 0 && batch.ops.iter().all(|op| op.writes_row());
-            bronze.write(rows, Part::Changes, share)
+            let ready = match ready {
+                Some(ready) => ready,
+                None => bronze.encoder.changes_from(batch, start)?,
+            };
+            bronze.write(ready, Part::Changes)
         })
     }
 
-    /// Writes rows of the table. With `share`, if they are as many as make a row group of their own,
-    /// the source's columns come back as they were encoded.
-    fn write(&mut self, rows: RecordBatch, part: Part, share: bool) -> Result<Option<EncodedRows>> {
-        let encoded = if share && rows.num_rows() >= self.lake.share_from_rows {
-            let (of_source, own) = self.columns.split(&rows)?;
-            let of_source = EncodedRows::encode(&of_source, &self.lake)?;
-            Some((of_source, EncodedRows::encode(&own, &self.lake)?))
-        } else {
-            None
-        };
+    /// Encodes rows for this table as it is now, on any thread.
+    #[must_use]
+    pub fn encoder(&self) -> &Arc<BronzeEncoder> {
+        &self.encoder
+    }
+
+    fn takes(&self, ready: &ReadyRows) -> bool {
+        Arc::ptr_eq(&ready.columns, &self.encoder.columns.schema)
+    }
+
+    /// Writes rows of the table. The source's columns come back as they were encoded, where that is of
+    /// use.
+    fn write(&mut self, ready: ReadyRows, part: Part) -> Result<Option<EncodedRows>> {
         let staged = match part {
             Part::Changes => &mut self.changes,
             Part::Copied => &mut self.copied,
         };
-        let file = staged.file(&self.dir, &self.columns.schema, &self.lake)?;
-        match encoded {
-            Some((of_source, own)) => {
+        let encoder = &self.encoder;
+        let file = staged.file(&self.dir, &encoder.columns.schema, &encoder.lake)?;
+        match ready.rows {
+            Ready::Plain(rows) => file.write(&rows).map(|()| None),
+            Ready::Whole(rows) => file.append(&[&rows]).map(|()| None),
+            Ready::Parted { of_source, own } => {
                 file.append(&[&of_source, &own])?;
-                Ok(Some(of_source))
+                Ok(Some(*of_source))
             }
-            None => file.write(&rows).map(|()| None),
         }
     }
 
@@ -215,19 +238,31 @@ impl Bronze {
         snapshot: Lsn,
         copied_at_micros: i64,
     ) -> Result<Option<EncodedRows>> {
+        self.stage_copied_ready(rows, snapshot, copied_at_micros, None)
+    }
+
+    /// As [`Self::stage_copied`], with the rows as [`BronzeEncoder::copied`] encoded them before.
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub fn stage_copied_ready(
+        &mut self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        copied_at_micros: i64,
+        ready: Option<ReadyRows>,
+    ) -> Result<Option<EncodedRows>> {
         self.check_usable()?;
         if rows.num_rows() == 0 {
             return Ok(None);
         }
+        let ready = ready.filter(|ready| self.takes(ready));
         self.guarded(|bronze| {
-            let rows = encode::copied(
-                rows,
-                &bronze.schema,
-                &bronze.columns,
-                snapshot,
-                copied_at_micros,
-            )?;
-            bronze.write(rows, Part::Copied, true)
+            let ready = match ready {
+                Some(ready) => ready,
+                None => bronze.encoder.copied(rows, snapshot, copied_at_micros)?,
+            };
+            bronze.write(ready, Part::Copied)
         })
     }
 
@@ -239,8 +274,10 @@ impl Bronze {
     pub fn record_restart(&mut self, snapshot: Lsn, at_micros: i64) -> Result<()> {
         self.check_usable()?;
         self.guarded(|bronze| {
-            let rows = encode::restart(&bronze.columns, snapshot, at_micros)?;
-            bronze.write(rows, Part::Copied, false).map(|_| ())
+            let encoder = Arc::clone(&bronze.encoder);
+            let mark = encode::restart(&encoder.columns, snapshot, at_micros)?;
+            let ready = encoder.ready(mark, false)?;
+            bronze.write(ready, Part::Copied).map(|_| ())
         })
     }
 
@@ -291,8 +328,8 @@ impl Bronze {
         ChangeReader::new(
             &self.dir,
             &self.files,
-            &self.columns,
-            &self.schema,
+            &self.encoder.columns,
+            &self.encoder.schema,
             after,
             max_batch_rows.max(1),
         )
@@ -307,7 +344,7 @@ impl Bronze {
         if self.has_staged() {
             return Err(Error::bug("columns were added over staged changes"));
         }
-        let added = added_columns(&self.schema, schema, &self.columns.schema)?;
+        let added = added_columns(&self.encoder.schema, schema, &self.encoder.columns.schema)?;
         if added.is_empty() {
             return Ok(());
         }
@@ -324,9 +361,9 @@ impl Bronze {
             ));
         }
         let mut fields: Vec<Field> = Vec::new();
-        for field in self.columns.schema.fields() {
-            fields.push(if *field.name() == self.columns.before {
-                columns::before_field(&self.columns.before, schema)
+        for field in self.encoder.columns.schema.fields() {
+            fields.push(if *field.name() == self.encoder.columns.before {
+                columns::before_field(&self.encoder.columns.before, schema)
             } else {
                 field.as_ref().clone()
             });
@@ -337,10 +374,7 @@ impl Bronze {
                 .map(|c| Field::new(&c.name, c.data_type.clone(), true)),
         );
         self.guarded(|bronze| {
-            bronze.change_schema(&Schema::new(fields), "ADD COLUMNS", &[])?;
-            bronze.schema = Arc::clone(schema);
-            bronze.usable = true;
-            Ok(())
+            bronze.change_schema(schema, &Schema::new(fields), "ADD COLUMNS", &[])
         })
     }
 
@@ -355,10 +389,8 @@ impl Bronze {
         let removed = std::mem::take(&mut self.files);
         self.guarded(|bronze| {
             let removes: Vec<&LiveFile> = removed.iter().collect();
-            bronze.change_schema(&columns::table_columns(schema), "REPLACE COLUMNS", &removes)?;
-            bronze.schema = Arc::clone(schema);
-            bronze.usable = true;
-            Ok(())
+            let columns = columns::table_columns(schema);
+            bronze.change_schema(schema, &columns, "REPLACE COLUMNS", &removes)
         })
     }
 
@@ -385,7 +417,7 @@ impl Bronze {
     /// Work for another thread, when enough commits have passed since the last checkpoint.
     pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
         self.table
-            .take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
+            .take_checkpoint_job(self.encoder.lake.delta_checkpoint_every_commits)
     }
 
     /// Lets the table go on from a checkpoint that was written.
@@ -398,7 +430,8 @@ impl Bronze {
 
     fn change_schema(
         &mut self,
-        schema: &Schema,
+        schema: &Arc<TableSchema>,
+        columns: &Schema,
         operation: &str,
         removes: &[&LiveFile],
     ) -> Result<()> {
@@ -406,8 +439,13 @@ impl Bronze {
             removes: removes.to_vec(),
             ..Commit::default()
         };
-        self.table.commit_schema(schema, operation, &commit, &[])?;
-        self.columns = Columns::of_table(self.table.schema()?)?;
+        self.table.commit_schema(columns, operation, &commit, &[])?;
+        self.encoder = Arc::new(BronzeEncoder {
+            schema: Arc::clone(schema),
+            columns: Columns::of_table(self.table.schema()?)?,
+            lake: self.encoder.lake.clone(),
+        });
+        self.usable = true;
         Ok(())
     }
 

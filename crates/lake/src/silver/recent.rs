@@ -66,7 +66,7 @@ impl Recent {
         }
     }
 
-    /// Whether rows are kept at all, for now.
+    /// Whether rows that come now are kept.
     pub(super) fn is_kept(&self) -> bool {
         self.budget.limit_bytes > 0 && !self.missing
     }

@@ -32,8 +32,15 @@ pub struct SilverView {
 }
 
 impl Silver {
-    /// The table with all that was applied, which must be whole transactions up to `through`. None when
-    /// its copy is not complete, or when rows that no commit has are not in memory
+    /// Whether the table may have changes of transactions that commit after `through`: from a copy, or
+    /// from a commit that was made before the stream began again.
+    #[must_use]
+    pub fn is_ahead_of(&self, through: Lsn) -> bool {
+        self.position().max(self.positions.reconcile_until()) > through
+    }
+
+    /// The table with all that was applied, which must be whole transactions up to `through` and no
+    /// more. None when its copy is not complete, or when rows that no commit has are not in memory
     /// ([`crate::LakeSettings::recent_bytes`]).
     ///
     /// # Errors
@@ -50,7 +57,7 @@ impl Silver {
         Ok(Some(SilverView {
             schema: Arc::clone(&self.columns),
             version: self.table.version(),
-            position: self.position().max(through),
+            position: through,
             files: self.segments.data_files(&self.dir),
             rows,
         }))

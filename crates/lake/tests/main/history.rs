@@ -77,7 +77,9 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
         if let Some(version) = version {
             assert_eq!(version, before + 1, "one commit");
             assert_eq!(silver.position(), Lsn(source.lsn));
+            assert!(silver.is_ahead_of(Lsn(source.lsn - 1)));
         }
+        assert!(!silver.is_ahead_of(Lsn(source.lsn)));
         if let Some(job) = silver.take_checkpoint_job() {
             let done = job.run().unwrap();
             silver.adopt_checkpoint(done).unwrap();

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, code};
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId};
 use alluvium_lake::{CopyState, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::RecordBatch;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::ahead::Landing;
 use crate::acknowledge::CutId;
 use crate::tables::ShapeStep;
 
@@ -25,7 +26,7 @@ pub(crate) struct CutEnd {
 /// Rows of one copied range, in the range's order.
 #[derive(Debug)]
 pub(crate) struct CopiedRows {
-    pub batches: Vec<RecordBatch>,
+    pub batches: Vec<Landing<RecordBatch>>,
     pub snapshot: Lsn,
     /// With the last rows of a range: how far its leaf is copied now.
     pub reached: Option<Reached>,
@@ -44,7 +45,7 @@ pub(crate) enum Command {
     /// Changes of one cut, or of a part of one when `end` is absent. The permit is the memory they
     /// hold.
     Cut {
-        batches: Vec<ChangeBatch>,
+        batches: Vec<Landing<ChangeBatch>>,
         end: Option<CutEnd>,
         permit: Option<OwnedSemaphorePermit>,
     },
@@ -66,10 +67,10 @@ pub(crate) enum Command {
     FinishCopy {
         reply: oneshot::Sender<Result<()>>,
     },
-    /// Show the table, which has every transaction up to `through`; none that cannot be shown now.
+    /// Show the table, which has been given every transaction up to `through` and none beyond.
     View {
         through: Lsn,
-        reply: oneshot::Sender<Option<SilverView>>,
+        reply: oneshot::Sender<Shown>,
     },
     /// The table's newest shape; sent before the first change that has it.
     /// All transactions up to `ended` are complete.
@@ -103,6 +104,16 @@ pub(crate) enum Event {
     Fatal(Error),
 }
 
+/// What an owner shows of its table.
+#[derive(Debug)]
+pub(crate) enum Shown {
+    Table(SilverView),
+    /// The lake has more of it than the stream has come to: after a copy, or when the stream began again.
+    Ahead,
+    /// It is not live, or rows that no commit has are not in memory.
+    No,
+}
+
 /// How others reach an owner.
 #[derive(Clone)]
 pub(crate) struct OwnerHandle {
@@ -112,7 +123,7 @@ pub(crate) struct OwnerHandle {
 
 impl OwnerHandle {
     /// A handle, and the queue it fills.
-    pub(super) fn of(table: TableId) -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn of(table: TableId) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         (Self { table, commands }, receiver)
     }
@@ -139,7 +150,20 @@ impl OwnerHandle {
         self.commands
             .send(command)
             .await
-            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))
+            .map_err(|_| self.has_ended())
+    }
+
+    /// Hands over a command made from a reply channel; then there is an answer to wait for.
+    ///
+    /// # Errors
+    /// The owner has ended; of the answer also its own.
+    pub(crate) async fn submit<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<impl Future<Output = Result<T>>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(make(reply)).await?;
+        Ok(async move { answer.await.map_err(|_| self.has_ended())? })
     }
 
     /// Hands over a command made from a reply channel and waits for the answer.
@@ -150,10 +174,10 @@ impl OwnerHandle {
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
     ) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
-        self.send(make(reply)).await?;
-        answer
-            .await
-            .map_err(|_| Error::new(&code::BUG, format!("owner of \"{}\" has ended", self.table)))?
+        self.submit(make).await?.await
+    }
+
+    fn has_ended(&self) -> Error {
+        Error::bug(format!("owner of \"{}\" has ended", self.table))
     }
 }

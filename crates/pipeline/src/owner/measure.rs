@@ -3,26 +3,46 @@
 
 use std::time::Duration;
 
-use alluvium_change::ChangeBatch;
+use alluvium_change::{ChangeBatch, Lsn};
 
 use super::TableOwner;
+use super::ahead::Landing;
 use crate::status::{Phase, StatusBoard, TableStatus, now_micros};
+
+/// What is told of a cut, or of a part of one.
+pub(super) struct Summary {
+    pub(super) changes: usize,
+    /// Commit LSN of the first change.
+    pub(super) first: Option<Lsn>,
+    /// When the newest of them was committed at the source.
+    newest_micros: Option<i64>,
+}
+
+impl Summary {
+    pub(super) fn of(landings: &[Landing<ChangeBatch>]) -> Self {
+        let batches = || landings.iter().map(|landing| &landing.rows);
+        Self {
+            changes: batches().map(ChangeBatch::num_rows).sum(),
+            first: batches()
+                .filter_map(|batch| batch.commit_lsn.first().copied())
+                .min(),
+            newest_micros: batches()
+                .filter_map(|batch| batch.commit_time_micros.last().copied())
+                .max(),
+        }
+    }
+}
 
 impl TableOwner {
     /// Changes of a cut that are in bronze now, and in silver where the table is live; with the cut's
     /// last rows, how long its commit took.
-    pub(super) fn note_cut(&mut self, batches: &[ChangeBatch], committed: Option<Duration>) {
-        let changes: usize = batches.iter().map(ChangeBatch::num_rows).sum();
-        let newest = batches
-            .iter()
-            .filter_map(|batch| batch.commit_time_micros.last())
-            .max();
-        self.newest_staged_micros = self.newest_staged_micros.max(newest.copied());
+    pub(super) fn note_cut(&mut self, summary: &Summary, committed: Option<Duration>) {
+        self.newest_staged_micros = self.newest_staged_micros.max(summary.newest_micros);
         let newest = committed.and_then(|_| self.newest_staged_micros.take());
         let is_live = self.phase == Phase::Live;
         let table = self.table.schema.id.to_string();
         self.context.board.table(&table, |status| {
-            status.changes += changes as u64;
+            status.changes += summary.changes as u64;
             let Some(took) = committed else {
                 return;
             };

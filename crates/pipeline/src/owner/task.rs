@@ -1,10 +1,13 @@
 //! The task in which an owner lives: commands, catching up, Delta checkpoints.
 
+use std::sync::Arc;
+
 use alluvium_change::{Error, Result};
 use alluvium_lake::{CheckpointDone, CheckpointJob, Silver};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::ahead::Ahead;
 use super::{Command, Event, TableOwner};
 use crate::status::Phase;
 
@@ -63,8 +66,14 @@ impl TableOwner {
 }
 
 /// The owner's task: commands first, catching up in between, Delta checkpoints beside.
-pub(super) async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Command>) {
+pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command>) {
     let context = owner.context.clone();
+    let mut commands = Ahead::new(
+        commands,
+        Arc::clone(owner.bronze.encoder()),
+        Arc::clone(&context.cpu),
+        context.lake.settings().staging_bytes,
+    );
     let mut checkpoints: JoinSet<(Layer, Result<CheckpointDone>)> = JoinSet::new();
     loop {
         let task = tokio::select! {
@@ -73,21 +82,29 @@ pub(super) async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Com
                 Ok((layer, done)) => Task::Adopt(layer, done),
                 Err(_) => continue,
             },
-            command = commands.recv() => match command {
-                Some(command) => Task::Command(Box::new(command)),
+            command = commands.next() => match command {
+                Some(Ok(command)) => Task::Command(Box::new(command)),
+                Some(Err(error)) => {
+                    let _ = context.events.send(Event::Fatal(error)).await;
+                    return;
+                }
                 None => break,
             },
             () = std::future::ready(()), if owner.phase == Phase::CatchingUp => Task::CatchUp,
         };
-        let Ok(_cpu) = context.cpu.acquire().await else {
+        let Ok(cpu) = context.cpu.acquire().await else {
             return;
         };
-        let done = tokio::task::spawn_blocking(move || {
+        let mut doing = tokio::task::spawn_blocking(move || {
             let events = owner.do_task(task);
             let jobs = owner.checkpoint_jobs();
             (owner, events, jobs)
-        })
-        .await;
+        });
+        let done = tokio::select! {
+            done = &mut doing => done,
+            never = commands.look_ahead() => match never {},
+        };
+        drop(cpu);
         let (back, events, jobs) = match done {
             Ok(done) => done,
             Err(panicked) => {
@@ -97,6 +114,7 @@ pub(super) async fn work(mut owner: TableOwner, mut commands: mpsc::Receiver<Com
             }
         };
         owner = back;
+        commands.encode_for(owner.bronze.encoder());
         for (layer, job) in jobs {
             checkpoints.spawn_blocking(move || (layer, job.run()));
         }

@@ -169,7 +169,7 @@ impl Pipeline {
     /// Stops a table whose changes cannot be decoded from `at` on, after what was decoded before.
     async fn break_table(&mut self, id: &TableId, at: Lsn, error: Error) -> Result<()> {
         self.stream.flush_parts().await?;
-        let ended = self.stream.last_ended();
+        let ended = self.stream.complete_through();
         self.stream
             .owner(id)?
             .clone()
@@ -222,7 +222,7 @@ impl Pipeline {
             Ok(ShapeStep::Same) => Ok(true),
             Ok(step) => {
                 self.stream.flush_parts().await?;
-                let ended = self.stream.last_ended();
+                let ended = self.stream.complete_through();
                 let shape = Command::Shape {
                     table: Arc::clone(&table),
                     step,
