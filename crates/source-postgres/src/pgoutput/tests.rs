@@ -213,7 +213,7 @@ fn messages_of_a_real_server_decode() {
 #[test]
 fn prepared_transactions_of_a_real_server_decode() {
     let bytes = from_hex(&PREPARED_BYTES);
-    let prepare_time_micros = 1_795_319_256_251_258;
+    let prepare_time_micros = 1_795_319_551_490_938;
     let prepare = Prepare {
         prepare_lsn: Lsn(0x0155_78A8),
         end_lsn: Lsn(0x0155_79A0),

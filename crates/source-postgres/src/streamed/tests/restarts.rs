@@ -210,14 +210,14 @@ struct Follower {
 impl Follower {
     /// Follows the stream for so many messages. `lags` says by how many records durability is behind
     /// what was received, and acknowledgement comes with it.
-    fn follow(&mut self, messages: &[(u64, Vec<u8>)], lags: &[u8]) {
+    fn follow(&mut self, messages: &[(u64, Vec<u8>)], stop: usize, lags: &[u8]) {
         let dir = tempfile::tempdir().unwrap();
         let mut streamed = StreamedTransactions::new(dir.path().join("spill"), 0);
         streamed.reset(Lsn(self.durable)).unwrap();
         let mut assembler = Assembler::new();
         assembler.know(table(ALTERED)).unwrap();
         let mut flushed = self.told;
-        for (n, (end, message)) in messages.iter().enumerate() {
+        for (n, (end, message)) in messages.iter().enumerate().take(stop) {
             streamed.handle(message, &mut assembler).unwrap();
             while streamed.is_replaying() {
                 streamed.replay_next(&mut assembler).unwrap();
@@ -266,10 +266,10 @@ proptest! {
         };
         for stop in stops {
             let messages = sent(&records, follower.told, two_phase_at);
-            follower.follow(&messages[..stop.min(messages.len())], &lags);
+            follower.follow(&messages, stop, &lags);
         }
         let messages = sent(&records, follower.told, two_phase_at);
-        follower.follow(&messages, &[0]);
+        follower.follow(&messages, messages.len(), &[0]);
         prop_assert_eq!(follower.told, (records.len() as u64 * LENGTH).max(two_phase_at));
         let mut expected = BTreeSet::new();
         for (at, record) in (0..).step_by(LENGTH as usize).zip(&records) {
