@@ -103,6 +103,7 @@ fn prepared_transactions_are_seen_when_they_are_committed() {
         ];
         prepare(&setup, "large", &large);
         prepare(&setup, "back", &[&insert("a", 40_001, 41_000)]);
+        // The server says nothing of one that did nothing.
         prepare(&setup, "empty_one", &["SELECT 1"]);
         prepare(&setup, "emptied", &["TRUNCATE c;", &insert("c", 7001, 7005)]);
         for n in 0..20 {
@@ -110,7 +111,7 @@ fn prepared_transactions_are_seen_when_they_are_committed() {
             setup.pg.execute(&between).unwrap();
         }
         mark(&setup, &running, 1001);
-        setup.wait(&running, "all are held", || held(&setup) == 5);
+        setup.wait(&running, "all are held", || held(&setup) == 4);
         for table in ["a", "bronze.a"] {
             assert_eq!(count(&setup, table, "id > 10000"), 0);
         }
