@@ -105,7 +105,11 @@ fn prepared_transactions_are_seen_when_they_are_committed() {
         prepare(&setup, "back", &[&insert("a", 40_001, 41_000)]);
         // The server says nothing of one that did nothing.
         prepare(&setup, "empty_one", &["SELECT 1"]);
-        prepare(&setup, "emptied", &["TRUNCATE c;", &insert("c", 7001, 7005)]);
+        prepare(
+            &setup,
+            "emptied",
+            &["TRUNCATE c;", &insert("c", 7001, 7005)],
+        );
         for n in 0..20 {
             let between = format!("UPDATE a SET v = 'between' WHERE id = {n} + 100");
             setup.pg.execute(&between).unwrap();
@@ -120,7 +124,11 @@ fn prepared_transactions_are_seen_when_they_are_committed() {
         let held_at = acknowledged(&setup);
         decide(&setup, "ROLLBACK", "back");
         decide(&setup, "COMMIT", "large");
-        prepare(&setup, "large", &["INSERT INTO a VALUES (10003, 'again', 'x')"]);
+        prepare(
+            &setup,
+            "large",
+            &["INSERT INTO a VALUES (10003, 'again', 'x')"],
+        );
         decide(&setup, "COMMIT", "emptied");
         mark(&setup, &running, 1002);
         assert_eq!(count(&setup, "a", "id > 10000"), 2500);
@@ -196,7 +204,11 @@ fn a_crash_between_the_phases_loses_nothing() {
         let mut running = Alluvium::spawn(bin(), &["run"], setup.dir.path(), &env).unwrap();
         decide(&setup, "COMMIT", "large");
         let status = running.wait_timeout(PATIENCE).unwrap();
-        assert!(status.is_some(), "{armed} was not reached: {}", running.stderr());
+        assert!(
+            status.is_some(),
+            "{armed} was not reached: {}",
+            running.stderr()
+        );
         setup.catch_up();
         setup.assert_equal();
         let commits = format!("n = {base} AND v = 'mark' AND _op = 'c'");
@@ -242,13 +254,21 @@ fn a_commit_sent_again_without_its_changes_is_passed_over_only_when_durable() {
 #[test]
 fn a_transaction_prepared_while_the_slot_is_made_comes_whole() {
     let setup = fresh(None);
-    prepare(&setup, "first", &["INSERT INTO a VALUES (10001, 'first', 'x')"]);
+    prepare(
+        &setup,
+        "first",
+        &["INSERT INTO a VALUES (10001, 'first', 'x')"],
+    );
     let running = setup.spawn_run();
     let log = |text: &str| setup.pg.log().contains(text);
     setup.wait(&running, "the slot waits for the first", || {
         log("found initial starting point")
     });
-    prepare(&setup, "second", &["INSERT INTO a VALUES (10002, 'second', 'x')"]);
+    prepare(
+        &setup,
+        "second",
+        &["INSERT INTO a VALUES (10002, 'second', 'x')"],
+    );
     decide(&setup, "COMMIT", "first");
     setup.wait(&running, "the slot waits for the second", || {
         log("found initial consistent point")
@@ -261,7 +281,11 @@ fn a_transaction_prepared_while_the_slot_is_made_comes_whole() {
     setup.wait(&running, "it is copied", || {
         setup.status("public.a")["phase"] == "live"
     });
-    assert_eq!(held(&setup), 0, "they were prepared before the slot's start");
+    assert_eq!(
+        held(&setup),
+        0,
+        "they were prepared before the slot's start"
+    );
     setup.assert_equal();
     decide(&setup, "COMMIT", "fourth");
     mark(&setup, &running, 1002);
@@ -336,8 +360,7 @@ fn an_older_server_refuses_before_anything_is_made() {
         let setup = fresh(Some(version));
         let refused = setup.alluvium(CAUGHT_UP);
         assert!(
-            refused.stderr.contains("error[AL-CONFIG-004]")
-                && refused.stderr.contains("two_phase"),
+            refused.stderr.contains("error[AL-CONFIG-004]") && refused.stderr.contains("two_phase"),
             "{}",
             refused.stderr
         );
