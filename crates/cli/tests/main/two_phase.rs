@@ -91,6 +91,8 @@ fn prepared_transactions_are_seen_when_they_are_committed() {
         let setup = setup(Some(version));
         assert!(is_two_phase(&setup));
         let running = setup.spawn_run();
+        // Start-up waits for locked tables.
+        mark(&setup, &running, 1000);
         let small = "INSERT INTO a VALUES (10001, 'small', 'x'); DELETE FROM a WHERE id = 7; \
                      SAVEPOINT s; INSERT INTO a VALUES (10002, 'gone', 'x'); ROLLBACK TO s";
         prepare(&setup, "small", &[small]);

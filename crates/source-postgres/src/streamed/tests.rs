@@ -181,10 +181,10 @@ fn history(actions: &[(u8, u8, u8)], eager: bool) -> Server {
             server.commit(0);
         }
         let held = server.held.len();
-        server.decide(held, held % 3 != 0);
+        server.decide(held, !held.is_multiple_of(3));
     }
     while !server.held.is_empty() {
-        server.decide(0, server.held.len() % 3 != 0);
+        server.decide(0, !server.held.len().is_multiple_of(3));
     }
     server
 }
