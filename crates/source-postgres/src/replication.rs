@@ -42,6 +42,8 @@ pub struct SystemIdentity {
 pub struct SlotKind {
     /// Dropped with the connection.
     pub temporary: bool,
+    /// A transaction that is prepared is sent then. PostgreSQL 15 and later.
+    pub two_phase: bool,
 }
 
 /// A slot just made.
@@ -70,6 +72,9 @@ pub enum Protocol {
 pub struct StreamOptions {
     pub protocol: Protocol,
     pub tuples: TupleForm,
+    /// A transaction is sent when it is prepared, not when that is committed: protocol 3, PostgreSQL 15
+    /// and later. Once a slot has sent so, it goes on to, whatever is asked for later.
+    pub two_phase: bool,
 }
 
 impl From<Protocol> for StreamOptions {
@@ -81,6 +86,8 @@ impl From<Protocol> for StreamOptions {
     }
 }
 
+/// The first version of the server whose pgoutput sends transactions when they are prepared.
+pub const TWO_PHASE_VERSION: u32 = 150_000;
 /// The first version of the server that sends transactions in pieces.
 const STREAMING_VERSION: u32 = 140_000;
 
@@ -196,8 +203,9 @@ impl ReplicationConnection {
     pub async fn create_slot(&mut self, name: &str, kind: SlotKind) -> Result<CreatedSlot> {
         // The form before PostgreSQL 15, which all later versions accept too.
         let temporary = if kind.temporary { " TEMPORARY" } else { "" };
+        let two_phase = if kind.two_phase { " TWO_PHASE" } else { "" };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT{two_phase}",
             quote_identifier(name)
         );
         let rows = self
@@ -226,11 +234,21 @@ impl ReplicationConnection {
         publications: &[String],
         options: impl Into<StreamOptions>,
     ) -> Result<()> {
-        let StreamOptions { protocol, tuples } = options.into();
-        let version = if self.streams(protocol).await? {
-            "\"proto_version\" '2', \"streaming\" 'on'"
-        } else {
-            "\"proto_version\" '1'"
+        let StreamOptions {
+            protocol,
+            tuples,
+            two_phase,
+        } = options.into();
+        let streams = self.streams(protocol).await?;
+        if two_phase {
+            self.check_two_phase().await?;
+        }
+        // Only with the option does a server of any version take the slot for one that sends so.
+        let version = match (two_phase, streams) {
+            (false, false) => "\"proto_version\" '1'",
+            (false, true) => "\"proto_version\" '2', \"streaming\" 'on'",
+            (true, false) => "\"proto_version\" '3', \"two_phase\" 'on'",
+            (true, true) => "\"proto_version\" '3', \"streaming\" 'on', \"two_phase\" 'on'",
         };
         let binary = match tuples {
             TupleForm::Text => "",
@@ -270,6 +288,19 @@ impl ReplicationConnection {
         row.first()
             .and_then(|cell| cell.as_deref()?.parse().ok())
             .ok_or_else(|| frame::protocol("no version".to_owned()))
+    }
+
+    async fn check_two_phase(&mut self) -> Result<()> {
+        let version = self.server_version().await?;
+        if version < TWO_PHASE_VERSION {
+            return Err(Error::new(
+                &code::CONFIG_VALUE,
+                "the server does not send prepared transactions",
+            )
+            .with_detail(format!("it is PostgreSQL {}", version / 10_000))
+            .with_hint("set two_phase = false, or upgrade the server to 15 or later"));
+        }
+        Ok(())
     }
 
     /// Whether transactions will be sent while they run.

@@ -19,3 +19,4 @@ mod rebuild;
 mod setup;
 mod streamed;
 mod tuples;
+mod two_phase;

@@ -13,8 +13,8 @@ pub(crate) const SMALL_PIECES: &[(&str, &str)] = &[
     ("logical_decoding_work_mem", "64kB"),
     ("max_prepared_transactions", "5"),
 ];
-const LEAST_MEMORY: &str = "[limits]\nmemory = \"128MiB\"\n";
-const TABLES: &str = "
+pub(crate) const LEAST_MEMORY: &str = "[limits]\nmemory = \"128MiB\"\n";
+pub(crate) const TABLES: &str = "
     CREATE TABLE a (id int PRIMARY KEY, v text, big text);
     ALTER TABLE a ALTER COLUMN big SET STORAGE EXTERNAL;
     CREATE TABLE b (n int, v text);
@@ -40,7 +40,7 @@ fn streamed(setup: &Setup) -> u64 {
     setup.pg.query_text(count).unwrap().trim().parse().unwrap()
 }
 
-fn insert(table: &str, from: u32, to: u32) -> String {
+pub(crate) fn insert(table: &str, from: u32, to: u32) -> String {
     let columns = if table == "a" {
         "g, md5(g::text), repeat('y', 2500)"
     } else {
@@ -137,7 +137,7 @@ fn side_by_side(setup: &Setup) {
     });
 }
 
-fn equal(setup: &Setup) {
+pub(crate) fn equal(setup: &Setup) {
     setup.catch_up();
     setup.assert_equal();
     bronze_rebuilds_silver(setup, "a", Some("id"));

@@ -126,6 +126,14 @@ fn source_settings(
             "use lower-case letters, digits and underscores, at most 63",
         ));
     }
+    let protocol = protocol(source.protocol.as_ref(), file)?;
+    if source.two_phase && protocol == Protocol::V1 {
+        return Err(value_error(
+            file,
+            "protocol = 1 has no two_phase",
+            "write protocol = \"auto\", or leave two_phase out",
+        ));
+    }
     Ok(SourceSettings {
         url: expand(&source.url)?,
         password_file: source.password_file.map(|path| dir.join(path)),
@@ -133,8 +141,9 @@ fn source_settings(
         exclude: all(&source.exclude)?,
         publication: expand(source.publication.as_deref().unwrap_or(&own))?,
         slot,
-        protocol: protocol(source.protocol.as_ref(), file)?,
+        protocol,
         tuples: tuples(source.tuples.as_deref(), file)?,
+        two_phase: source.two_phase,
         name,
     })
 }
@@ -352,6 +361,9 @@ mod tests {
         assert_eq!(project.source.tuples, Tuples::Auto);
         let binary = read(&SMALL.replace("[lake]", "tuples = \"binary\"\n[lake]")).unwrap();
         assert_eq!(binary.source.tuples, Tuples::Binary);
+        assert!(!project.source.two_phase);
+        let prepared = read(&SMALL.replace("[lake]", "two_phase = true\n[lake]")).unwrap();
+        assert!(prepared.source.two_phase);
     }
 
     #[test]
@@ -394,6 +406,8 @@ mod tests {
             ("[lake]", "protocol = 3\n[lake]"),
             ("[lake]", "protocol = \"2\"\n[lake]"),
             ("[lake]", "tuples = \"some\"\n[lake]"),
+            ("[lake]", "protocol = 1\ntwo_phase = true\n[lake]"),
+            ("[lake]", "two_phase = \"on\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[limits]\nindex_memory = \"much\"\n[lake]"),

@@ -87,6 +87,8 @@ struct SourceFile {
     slot: Option<String>,
     protocol: Option<ProtocolFile>,
     tuples: Option<String>,
+    #[serde(default)]
+    two_phase: bool,
 }
 
 /// `"auto"`, or a number.
@@ -138,6 +140,8 @@ pub struct SourceSettings {
     pub slot: String,
     pub protocol: Protocol,
     pub tuples: Tuples,
+    /// Prepared transactions are received when they are prepared.
+    pub two_phase: bool,
 }
 
 impl std::fmt::Debug for SourceSettings {

@@ -41,6 +41,8 @@ tables = [{tables}]
 # protocol = "auto"
 # Values in the stream: "text", "binary" (PostgreSQL 14 and later, and only where every column's type allows it), or "auto", the quicker of both.
 # tuples = "auto"
+# Receive transactions of PREPARE TRANSACTION when they are prepared (PostgreSQL 15 and later); they appear when they are committed, as without.
+# two_phase = false
 
 [lake]
 # Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).

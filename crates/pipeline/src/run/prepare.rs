@@ -78,13 +78,13 @@ pub(super) async fn prepare(
         Some(_) => None,
         None => {
             let name = pipeline.project.source.slot.clone();
+            let kind = SlotKind {
+                temporary: false,
+                two_phase: pipeline.project.source.two_phase,
+            };
             tracing::info!(slot = %name, "creating the replication slot");
             told::forget(&pipeline.project.state_dir(), &name);
-            Some(
-                connection
-                    .create_slot(&name, SlotKind { temporary: false })
-                    .await?,
-            )
+            Some(connection.create_slot(&name, kind).await?)
         }
     };
     copy::slot_created();
@@ -401,6 +401,7 @@ async fn usable_slot(
     }
     let told = told::recall(&pipeline.project.state_dir(), name);
     if let (Some(told), Some(confirmed)) = (told, slot.confirmed_flush_lsn)
+        && let told = told.acknowledged
         && confirmed > told
     {
         if may_start_anew {
@@ -524,13 +525,15 @@ async fn start_stream(
     start: Lsn,
 ) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(15);
-    let name = &pipeline.project.source.slot;
+    let source = &pipeline.project.source;
+    let name = &source.slot;
     let tables = pipeline.known.values().map(AsRef::as_ref);
     let version = connection.server_version().await?;
     let tuples = tuples::choose(pipeline.tuples, version, tables)?;
     let options = StreamOptions {
-        protocol: pipeline.project.source.protocol,
+        protocol: source.protocol,
         tuples: tuples.form,
+        two_phase: source.two_phase,
     };
     let since = std::time::Instant::now();
     loop {
