@@ -15,6 +15,8 @@ from servers import Server, lsn_number
 TITLE = "B2: catch-up on a backlog into bronze and silver"
 # Goals: over the lazy reader, over pg_recvlogical, over the subscriber.
 LAZY = 0.85
+FORMS = ("text", "binary")
+OURS = ("alluvium", *FORMS)
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Scenario:
     recvlogical: float | None = None
     subscriber: float | None = None
     cpu_goal: bool = True
+    forms: bool = False                                                # also with values as text and in binary form, in turn
 
 
 def orders(server: Server, db: str, rows: int) -> None:
@@ -50,12 +53,12 @@ def tpcb_load(server: Server, db: str, _scale: int, count: int) -> int:
 
 
 SCENARIOS = (
-    Scenario("inserts, 1000 per transaction", orders, lambda s, d, b, n: data.insert(s, d, "orders", b + 1, n, 1000), (10_000, 10_000), (2_000_000, 300_000), 1.2, 1.0),
+    Scenario("inserts, 1000 per transaction", orders, lambda s, d, b, n: data.insert(s, d, "orders", b + 1, n, 1000), (10_000, 10_000), (2_000_000, 300_000), 1.2, 1.0, forms=True),
     Scenario("inserts, one per transaction", orders, lambda s, d, b, n: data.insert(s, d, "orders", b + 1, n, 1), (10_000, 10_000), (500_000, 120_000), 1.6),
     Scenario("random updates", orders, data.update, (5_000_000, 500_000), (1_000_000, 200_000), None, 2.0),
     Scenario("deletes", orders, data.delete, (5_000_000, 500_000), (1_000_000, 300_000), 2.0),
     Scenario("TPC-B", tpcb, tpcb_load, (20, 5), (800_000, 160_000)),
-    Scenario("inserts of 30 columns", wide, lambda s, d, b, n: data.insert(s, d, "wide", b + 1, n, 1000), (10_000, 10_000), (500_000, 100_000), None, None, False),
+    Scenario("inserts of 30 columns", wide, lambda s, d, b, n: data.insert(s, d, "wide", b + 1, n, 1000), (10_000, 10_000), (500_000, 100_000), None, None, False, True),
 )
 
 
@@ -94,6 +97,11 @@ class Backlog:
             self.project.restore()
             self.context.record(case, "alluvium", round_, changes=self.changes, **self.project.catch_up())
             self.context.record(case, "alluvium-idle", round_, changes=0, **self.project.catch_up())
+            for form in FORMS if self.scenario.forms else ():
+                self.project.restore()
+                self.project.tuples = form
+                self.context.record(case, form, round_, changes=self.changes, **self.project.catch_up())
+            self.project.tuples = "auto"
             self.context.record(case, "pg_recvlogical", round_, changes=self.changes, **self.recvlogical())
             for mode in ("lazy", "eager"):
                 self.context.record(case, mode, round_, changes=self.changes, **self.reader(mode))
@@ -162,7 +170,7 @@ def report(samples: Samples) -> list[Line]:
         idle_cpu = samples.figure(case, "alluvium-idle", lambda r: r["cpu_own_s"])
 
         def rate(r: dict) -> float:
-            return r["changes"] / max(r["wall_s"] - (idle.median if r["side"] == "alluvium" else 0.0), 1e-3)
+            return r["changes"] / max(r["wall_s"] - (idle.median if r["side"] in OURS else 0.0), 1e-3)
 
         def thousands(side: str) -> str:
             return Figure([v / 1000 for v in samples.figure(case, side, rate).values]).text()
@@ -179,6 +187,12 @@ def report(samples: Samples) -> list[Line]:
         lines.append(Line(title, "own CPU, µs a change", own.text(), "≤ 3" if scenario.cpu_goal else "", own.median <= 3 if scenario.cpu_goal else None))
         sender = " · ".join(samples.figure(case, side, lambda r: r.get("walsender_cpu_s", 0) / r["changes"] * 1e6).text() for side in ("alluvium", "lazy"))
         lines.append(Line(title, "walsender CPU, µs a change: under us · under the lazy reader", sender))
+        if scenario.forms and samples.of(case, "binary"):
+            ratio = samples.ratio(case, "binary", "text", rate)
+            lines.append(Line(title, f"`tuples = \"binary\"` ({thousands('binary')} k/s) over `\"text\"` ({thousands('text')} k/s)", ratio.text("×")))
+            both = " · ".join(" / ".join((samples.figure(case, form, lambda r: (r["cpu_own_s"] - idle_cpu.median) / r["changes"] * 1e6).text(),
+                                          samples.figure(case, form, lambda r: r.get("walsender_cpu_s", 0) / r["changes"] * 1e6).text())) for form in FORMS)
+            lines.append(Line(title, "CPU, µs a change, own / walsender: text · binary", both))
         lines.append(Line(title, "peak RSS · of it anonymous, MiB", f"{samples.figure(case, 'alluvium', lambda r: r['rss_peak_mib']).text()} · "
                           f"{samples.figure(case, 'alluvium', lambda r: r['anon_peak_mib']).text()}"))
     return lines

@@ -46,6 +46,8 @@ struct Loaded {
     table: SourceTable,
     copied: Vec<Bytes>,
     messages: Vec<Vec<u8>>,
+    /// The same with values in binary form.
+    binary_messages: Vec<Vec<u8>>,
 }
 
 /// Rates by part; each the values of all rounds.
@@ -61,7 +63,11 @@ pub(crate) fn measure(input: &Input) -> Result<Value> {
         Ok((count(&batches), batches))
     })?;
     let changes = rates(&mut parts, "pgoutput_decode_rows", || {
-        let batches = decode_stream(&loaded)?;
+        let batches = decode_stream(&loaded, &loaded.messages)?;
+        Ok((batches.iter().map(ChangeBatch::num_rows).sum(), batches))
+    })?;
+    rates(&mut parts, "pgoutput_binary_decode_rows", || {
+        let batches = decode_stream(&loaded, &loaded.binary_messages)?;
         Ok((batches.iter().map(ChangeBatch::num_rows).sum(), batches))
     })?;
     plan_rates(&mut parts, changes)?;
@@ -211,11 +217,11 @@ async fn decode_copy(loaded: &Loaded) -> Result<Vec<RecordBatch>> {
     Ok(batches)
 }
 
-fn decode_stream(loaded: &Loaded) -> Result<Vec<ChangeBatch>> {
+fn decode_stream(loaded: &Loaded, messages: &[Vec<u8>]) -> Result<Vec<ChangeBatch>> {
     let mut assembler = Assembler::new();
     assembler.know(Arc::new(loaded.table.clone()))?;
     let mut batches = Vec::new();
-    for (number, message) in loaded.messages.iter().enumerate() {
+    for (number, message) in messages.iter().enumerate() {
         if let Step::Unknown(_) | Step::Failed(_) = assembler.handle(message)? {
             return Err(Error::bug(
                 "the slot holds changes that do not fit the table",
@@ -246,16 +252,20 @@ async fn load(input: &Input) -> Result<Loaded> {
         Error::bug(format!("cannot load: {says}"))
     };
     let copied = copy_bytes(&client, &input.table).await.map_err(failed)?;
-    let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2)";
-    let rows = client
-        .query(peek, &[&input.slot, &input.publication])
-        .await
-        .map_err(failed)?;
-    let messages = rows.iter().map(|row| row.get(0)).collect();
+    let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2, 'binary', $3)";
+    let mut forms = Vec::new();
+    for binary in ["false", "true"] {
+        let rows = client
+            .query(peek, &[&input.slot, &input.publication, &binary])
+            .await
+            .map_err(failed)?;
+        forms.push(rows.iter().map(|row| row.get(0)).collect());
+    }
     Ok(Loaded {
         table,
         copied,
-        messages,
+        binary_messages: forms.pop().unwrap_or_default(),
+        messages: forms.pop().unwrap_or_default(),
     })
 }
 

@@ -103,6 +103,10 @@ codes! {
         "check the server's log";
     PG_URL "AL-PG-018" Manual "the connection url cannot be understood",
         "write postgres://user@host:5432/database?sslmode=prefer";
+    PG_TUPLES "AL-PG-019" Manual "the stream cannot send values in binary form",
+        "set tuples = \"auto\" in [source.<name>]";
+    PG_PREPARED_LOST "AL-PG-020" Manual "a prepared transaction was committed of which the server did not send the changes",
+        "make a new slot: drop this one with SELECT pg_drop_replication_slot('...'), then: alluvium resync --all, then: alluvium run";
 
     VALUE "AL-VALUE-001" Manual "a value cannot be held by its Delta type",
         "choose how to keep such values: [tables.\"schema.table\".column.\"name\"] on_invalid = \"clamp\" | \"null\" | \"string\", then: alluvium resync <table>";

@@ -2,7 +2,8 @@
 //! standby status message.
 //!
 //! Invariant: [`Acknowledger::flushed`] never passes a cut that one of its tables has not made
-//! durable, and never goes back. Pure.
+//! durable, [`Acknowledger::acknowledge`] never passes that nor what the source must be able to send
+//! again, and neither goes back. Pure.
 
 use std::collections::VecDeque;
 
@@ -25,14 +26,19 @@ pub(crate) struct Acknowledger {
     next: CutId,
     open: VecDeque<OpenCut>,
     flushed: Lsn,
+    /// What was durable before the source began to send some of it again.
+    durable: Lsn,
+    acknowledged: Lsn,
 }
 
 impl Acknowledger {
     /// Starts again where the source was last told. What is still said of earlier cuts means nothing
-    /// any more: their numbers are not used again.
-    pub(crate) fn restart(&mut self, flushed: Lsn) {
+    /// any more: their numbers are not used again. More may be durable than the source was told.
+    pub(crate) fn restart(&mut self, told: Lsn, durable: Lsn) {
         self.open.clear();
-        self.flushed = flushed;
+        self.flushed = told;
+        self.acknowledged = told;
+        self.durable = durable;
     }
 
     /// Opens a cut that ends at `end_lsn` and that `tables` tables have to make durable.
@@ -74,10 +80,23 @@ impl Acknowledger {
         }
     }
 
-    /// Everything before this LSN is durable.
+    /// Everything before this LSN is durable, and was received since the start.
     #[must_use]
     pub(crate) fn flushed(&self) -> Lsn {
         self.flushed
+    }
+
+    /// Everything before this LSN is durable, received since the start or before.
+    #[must_use]
+    pub(crate) fn durable(&self) -> Lsn {
+        self.durable.max(self.flushed)
+    }
+
+    /// What the source may be told, when it must be able to send again what it has from `held` on.
+    pub(crate) fn acknowledge(&mut self, held: Option<Lsn>) -> Lsn {
+        let most = held.map_or(self.flushed, |held| held.min(self.flushed));
+        self.acknowledged = self.acknowledged.max(most);
+        self.acknowledged
     }
 
     /// Cuts that are not durable yet.
@@ -93,15 +112,33 @@ mod tests {
 
     fn started(flushed: Lsn) -> Acknowledger {
         let mut acknowledger = Acknowledger::default();
-        acknowledger.restart(flushed);
+        acknowledger.restart(flushed, flushed);
         acknowledger
+    }
+
+    #[test]
+    fn what_must_be_sent_again_is_not_acknowledged() {
+        let mut acknowledger = started(Lsn(5));
+        acknowledger.idle_through(Lsn(30));
+        assert_eq!(acknowledger.acknowledge(Some(Lsn(20))), Lsn(20));
+        assert_eq!(acknowledger.flushed(), Lsn(30));
+        // One that was prepared before the stream's start comes late.
+        assert_eq!(acknowledger.acknowledge(Some(Lsn(7))), Lsn(20));
+        assert_eq!(acknowledger.acknowledge(Some(Lsn(40))), Lsn(30));
+        acknowledger.restart(Lsn(20), Lsn(30));
+        assert_eq!(acknowledger.acknowledge(None), Lsn(20));
+        acknowledger.idle_through(Lsn(25));
+        assert_eq!(acknowledger.durable(), Lsn(30), "it was before");
+        acknowledger.idle_through(Lsn(35));
+        assert_eq!(acknowledger.durable(), Lsn(35));
+        assert_eq!(acknowledger.acknowledge(None), Lsn(35));
     }
 
     #[test]
     fn news_of_a_cut_from_before_a_restart_settles_no_other() {
         let mut acknowledger = started(Lsn(5));
         let before = acknowledger.open(Lsn(10), 1);
-        acknowledger.restart(Lsn(5));
+        acknowledger.restart(Lsn(5), Lsn(5));
         acknowledger.open(Lsn(10), 1);
         acknowledger.done(before);
         assert_eq!(

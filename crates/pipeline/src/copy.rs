@@ -76,7 +76,13 @@ impl ExportedSnapshot {
             .subsec_nanos();
         let name = format!("alluvium_copy_{}_{nanos}", std::process::id());
         let slot = keeper
-            .create_slot(&name, SlotKind { temporary: true })
+            .create_slot(
+                &name,
+                SlotKind {
+                    temporary: true,
+                    ..SlotKind::default()
+                },
+            )
             .await?;
         Ok(Self {
             keeper: Some(keeper),

@@ -21,6 +21,8 @@ pub async fn check_all(project: &Project, options: &ConnectOptions) -> Vec<Check
     let selection = selection(project);
     let mut checks =
         preflight::check_source(options, &selection, &source.slot, &source.publication).await;
+    checks.extend(preflight::check_tuples(options, &selection, source.tuples).await);
+    checks.extend(preflight::check_two_phase(options, &source.slot, source.two_phase).await);
     checks.push(lake_writable(&project.lake_path));
     checks.extend(free_space(&project.lake_path));
     checks

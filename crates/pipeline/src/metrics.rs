@@ -103,7 +103,7 @@ metrics! {
         => Samples::Pipeline(|s| whole(s.status.server_lsn.0));
     RECEIVED_POSITION "alluvium_source_received_position_bytes" Gauge "bytes" [] "LSN up to which the stream was received."
         => Samples::Pipeline(|s| whole(s.status.received_lsn.0));
-    ACKNOWLEDGED_POSITION "alluvium_source_acknowledged_position_bytes" Gauge "bytes" [] "LSN up to which everything is durable in the lake, and which the server was told."
+    ACKNOWLEDGED_POSITION "alluvium_source_acknowledged_position_bytes" Gauge "bytes" [] "LSN up to which everything is durable in the lake. The server is told so, unless a prepared transaction waits for its decision."
         => Samples::Pipeline(|s| whole(s.status.acknowledged_lsn.0));
 
     STREAM_RECEIVED "alluvium_stream_received_bytes_total" Counter "bytes" [] "Bytes of pgoutput messages received."
@@ -118,7 +118,9 @@ metrics! {
         => Samples::Pipeline(|s| whole(s.status.stream.queued_commands));
     STREAM_RUNNING_TRANSACTIONS "alluvium_stream_running_transactions" Gauge "" [] "Transactions that the server sends while they run, and that have not ended."
         => Samples::Pipeline(|s| whole(s.status.stream.running_transactions));
-    SPILL_DISK "alluvium_spill_disk_bytes" Gauge "bytes" [] "What running transactions hold in spill files."
+    STREAM_PREPARED_TRANSACTIONS "alluvium_stream_prepared_transactions" Gauge "" [] "Prepared transactions, received and kept, that are neither committed nor rolled back: only with two_phase."
+        => Samples::Pipeline(|s| whole(s.status.stream.prepared_transactions));
+    SPILL_DISK "alluvium_spill_disk_bytes" Gauge "bytes" [] "What running and prepared transactions hold in spill files."
         => Samples::Pipeline(|s| whole(s.status.stream.spilled_bytes));
     SPILL_WRITTEN "alluvium_spill_written_bytes_total" Counter "bytes" [] "All that was written to spill files."
         => Samples::Pipeline(|s| whole(s.status.stream.spilled_total_bytes));

@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{Error, Lsn, Result, Retry, TableId};
+use alluvium_change::{Error, Lsn, Result, Retry, TableId, code};
 use alluvium_source_postgres::catalog::SourceTable;
 use alluvium_source_postgres::connect::ConnectOptions;
 use alluvium_source_postgres::replication::ReplicationConnection;
+use alluvium_source_postgres::tuples::Tuples;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -69,6 +70,8 @@ struct Pipeline {
     names: BTreeMap<TableId, String>,
     system_identifier: String,
     publications: Vec<String>,
+    /// The form of values that is wanted; text for the rest of the run once binary could not be.
+    tuples: Tuples,
     copy_context: CopyContext,
     /// Tables to be copied with the next job; one job runs at a time.
     copy_queue: Vec<CopyTarget>,
@@ -126,8 +129,14 @@ async fn run_until_end(project: Project, options: RunOptions, shared: Shared) ->
                 });
                 pipeline.report_status();
             }
+            Err(error) if error.is(&code::PG_TUPLES) && pipeline.tuples == Tuples::Auto => {
+                tracing::info!(why = %error, "the stream starts again with values as text");
+                pipeline.tuples = Tuples::Text;
+            }
             Err(error) => return Err(error),
         }
+        // The server must let go of the slot.
+        connection.abandon();
         match pipeline.reconnect(&mut pause).await? {
             Some(again) => connection = again,
             None => break,

@@ -144,6 +144,8 @@ pub struct StreamStatus {
     pub queued_commands: u64,
     /// Transactions that the server sends while they run, and that have not ended.
     pub running_transactions: u64,
+    /// Those that are prepared, and neither committed nor rolled back.
+    pub prepared_transactions: u64,
     /// What these hold on disk.
     pub spilled_bytes: u64,
     /// All that was written to spill files.
@@ -183,7 +185,8 @@ pub struct PipelineStatus {
     pub connected: bool,
     /// Received from the source.
     pub received_lsn: Lsn,
-    /// Durable in the lake, and acknowledged to the source.
+    /// Durable in the lake, and acknowledged to the source unless a prepared transaction waits for its
+    /// decision.
     pub acknowledged_lsn: Lsn,
     /// The end of the server's WAL when it last told.
     pub server_lsn: Lsn,

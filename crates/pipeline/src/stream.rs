@@ -27,7 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::acknowledge::{Acknowledger, CutId};
 use crate::owner::{Command, CutEnd, OwnerHandle};
 use crate::project::CommitSettings;
-use crate::told;
+use crate::told::{self, Told};
 use crate::views::ViewRequest;
 use measure::Measure;
 
@@ -157,14 +157,16 @@ impl Stream {
                     .await?;
             }
         }
+        let (state_dir, slot) = &self.memory_of_told;
+        let durable = told::recall(state_dir, slot).map_or(confirmed, |told| told.durable);
         self.assembler.reset();
-        self.streamed.reset()?;
+        self.streamed.reset(durable)?;
         self.waiting.clear();
         self.dirty.clear();
         self.ended = None;
         self.complete_through = confirmed;
         self.worked = Duration::ZERO;
-        self.acknowledger.restart(confirmed);
+        self.acknowledger.restart(confirmed, durable);
         for owner in self.owners.values() {
             owner.send(Command::Restarted).await?;
         }
@@ -533,25 +535,35 @@ impl Stream {
         connection: &mut ReplicationConnection,
         want_reply: bool,
     ) -> Result<()> {
-        let flushed = self.flushed();
+        let held = self.streamed.held_from(self.flushed());
+        let acknowledged = self.acknowledger.acknowledge(held);
         let due = self.last_status.elapsed() >= STATUS_EVERY;
-        if !due && !want_reply && flushed <= self.told {
+        if !due && !want_reply && acknowledged <= self.told {
             return Ok(());
         }
-        if flushed > self.told {
+        let mut flushed = acknowledged;
+        if acknowledged > self.told {
             let (state_dir, slot) = self.memory_of_told.clone();
-            tokio::task::spawn_blocking(move || told::remember(&state_dir, &slot, flushed))
+            let told = Told {
+                acknowledged,
+                durable: self.acknowledger.durable(),
+            };
+            tokio::task::spawn_blocking(move || told::remember(&state_dir, &slot, told))
                 .await
                 .map_err(|error| {
                     Error::bug("remembering a position panicked").with_source(error)
                 })??;
+        } else if held.is_some() {
+            // No position, for which a server that shuts down takes what was received. It would wait for
+            // the decision of a prepared transaction, which needs the server.
+            flushed = Lsn::ZERO;
         }
         failpoint::hit("acknowledge.before_send");
         connection
             .send_status(flushed, self.received.max(flushed), want_reply)
             .await?;
         failpoint::hit("acknowledge.after_send");
-        self.told = flushed;
+        self.told = acknowledged;
         self.last_status = Instant::now();
         Ok(())
     }

@@ -425,15 +425,20 @@ fn row_name(table: &SourceTable, tuple: &Tuple, fields: &Fields) -> String {
             .get(place)?
             .clone()
             .and_then(|range| tuple.bytes.get(range))?;
-        let mut builder = table.plans.get(place)?.builder();
-        builder.append_copy(bytes).ok()?;
-        array_value_to_string(&builder.finish().ok()?, 0).ok()
+        shown(table.plans.get(place)?, bytes)
     };
     let texts: Vec<String> = key
         .iter()
         .map(|place| text(place).unwrap_or_else(|| "?".to_owned()))
         .collect();
     format!("({})", texts.join(", "))
+}
+
+/// A value in the form that the copy has it in, for people.
+pub(crate) fn shown(plan: &ColumnPlan, bytes: &[u8]) -> Option<String> {
+    let mut builder = plan.builder();
+    builder.append_copy(bytes).ok()?;
+    array_value_to_string(&builder.finish().ok()?, 0).ok()
 }
 
 /// The error for a value that `column` cannot hold, with the choices there are. `row` names the

@@ -10,5 +10,6 @@ pub mod publication;
 pub mod replication;
 pub mod slot;
 pub mod streamed;
+pub mod tuples;
 pub mod type_map;
 pub mod value;

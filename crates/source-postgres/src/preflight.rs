@@ -5,6 +5,8 @@
 
 mod server;
 mod tables;
+mod tuples;
+mod two_phase;
 
 use alluvium_change::{Code, Error, code};
 use serde::{Serialize, Serializer};
@@ -12,6 +14,9 @@ use tokio_postgres::Client;
 
 use crate::catalog::{TableSelection, load_tables};
 use crate::connect::{self, ConnectOptions};
+
+pub use tuples::check_tuples;
+pub use two_phase::check_two_phase;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

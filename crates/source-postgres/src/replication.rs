@@ -19,6 +19,7 @@ use postgres_protocol::message::frontend;
 pub use frame::Frame;
 
 use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
+use crate::tuples::{self, TupleForm};
 use frame::{parse_frame, protocol, put_status, take_message};
 use pump::Pump;
 use wire::{Cell, Wire};
@@ -41,6 +42,8 @@ pub struct SystemIdentity {
 pub struct SlotKind {
     /// Dropped with the connection.
     pub temporary: bool,
+    /// A transaction that is prepared is sent then. PostgreSQL 15 and later.
+    pub two_phase: bool,
 }
 
 /// A slot just made.
@@ -64,6 +67,27 @@ pub enum Protocol {
     V2,
 }
 
+/// How a stream is to come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    pub protocol: Protocol,
+    pub tuples: TupleForm,
+    /// A transaction is sent when it is prepared, not when that is committed: protocol 3, PostgreSQL 15
+    /// and later. Once a slot has sent so, it goes on to, whatever is asked for later.
+    pub two_phase: bool,
+}
+
+impl From<Protocol> for StreamOptions {
+    fn from(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            ..Self::default()
+        }
+    }
+}
+
+/// The first version of the server whose pgoutput sends transactions when they are prepared.
+pub const TWO_PHASE_VERSION: u32 = 150_000;
 /// The first version of the server that sends transactions in pieces.
 const STREAMING_VERSION: u32 = 140_000;
 
@@ -72,6 +96,7 @@ const STREAMING_VERSION: u32 = 140_000;
 pub struct ReplicationConnection {
     link: Link,
     slot: String,
+    tuples: TupleForm,
     /// Of a stream: read, and not cut yet.
     received: BytesMut,
 }
@@ -102,6 +127,7 @@ impl ReplicationConnection {
         let mut connection = Self {
             link: Link::Commands(wire),
             slot: String::new(),
+            tuples: TupleForm::Text,
             received: BytesMut::new(),
         };
         connection
@@ -177,8 +203,9 @@ impl ReplicationConnection {
     pub async fn create_slot(&mut self, name: &str, kind: SlotKind) -> Result<CreatedSlot> {
         // The form before PostgreSQL 15, which all later versions accept too.
         let temporary = if kind.temporary { " TEMPORARY" } else { "" };
+        let two_phase = if kind.two_phase { " TWO_PHASE" } else { "" };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {}{temporary} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT{two_phase}",
             quote_identifier(name)
         );
         let rows = self
@@ -205,20 +232,36 @@ impl ReplicationConnection {
         slot: &str,
         start: Lsn,
         publications: &[String],
-        protocol: Protocol,
+        options: impl Into<StreamOptions>,
     ) -> Result<()> {
-        let version = if self.streams(protocol).await? {
-            "\"proto_version\" '2', \"streaming\" 'on'"
-        } else {
-            "\"proto_version\" '1'"
+        let StreamOptions {
+            protocol,
+            tuples,
+            two_phase,
+        } = options.into();
+        let streams = self.streams(protocol).await?;
+        if two_phase {
+            self.check_two_phase().await?;
+        }
+        // Only with the option does a server of any version take the slot for one that sends so.
+        let version = match (two_phase, streams) {
+            (false, false) => "\"proto_version\" '1'",
+            (false, true) => "\"proto_version\" '2', \"streaming\" 'on'",
+            (true, false) => "\"proto_version\" '3', \"two_phase\" 'on'",
+            (true, true) => "\"proto_version\" '3', \"streaming\" 'on', \"two_phase\" 'on'",
+        };
+        let binary = match tuples {
+            TupleForm::Text => "",
+            TupleForm::Binary => ", \"binary\" 'true'",
         };
         slot.clone_into(&mut self.slot);
+        self.tuples = tuples;
         let names: Vec<String> = publications
             .iter()
             .map(|name| quote_identifier(name))
             .collect();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} ({version}, \"publication_names\" {})",
+            "START_REPLICATION SLOT {} LOGICAL {start} ({version}{binary}, \"publication_names\" {})",
             quote_identifier(slot),
             quote_literal(&names.join(",")),
         );
@@ -233,19 +276,39 @@ impl ReplicationConnection {
         Ok(())
     }
 
+    /// The server's version as it numbers itself: 150004 for 15.4.
+    ///
+    /// # Errors
+    /// As [`Self::identify_system`].
+    pub async fn server_version(&mut self) -> Result<u32> {
+        let rows = self
+            .query("SHOW server_version_num", "identifying the server")
+            .await?;
+        let row = first_row(rows)?;
+        row.first()
+            .and_then(|cell| cell.as_deref()?.parse().ok())
+            .ok_or_else(|| frame::protocol("no version".to_owned()))
+    }
+
+    async fn check_two_phase(&mut self) -> Result<()> {
+        let version = self.server_version().await?;
+        if version < TWO_PHASE_VERSION {
+            return Err(Error::new(
+                &code::CONFIG_VALUE,
+                "the server does not send prepared transactions",
+            )
+            .with_detail(format!("it is PostgreSQL {}", version / 10_000))
+            .with_hint("set two_phase = false, or upgrade the server to 15 or later"));
+        }
+        Ok(())
+    }
+
     /// Whether transactions will be sent while they run.
     async fn streams(&mut self, protocol: Protocol) -> Result<bool> {
         if protocol == Protocol::V1 {
             return Ok(false);
         }
-        let rows = self
-            .query("SHOW server_version_num", "identifying the server")
-            .await?;
-        let row = first_row(rows)?;
-        let version: u32 = row
-            .first()
-            .and_then(|cell| cell.as_deref()?.parse().ok())
-            .ok_or_else(|| frame::protocol("no version".to_owned()))?;
+        let version = self.server_version().await?;
         if version < STREAMING_VERSION && protocol == Protocol::V2 {
             return Err(
                 Error::new(&code::CONFIG_VALUE, "the server does not have protocol 2")
@@ -285,6 +348,7 @@ impl ReplicationConnection {
                 b'S' | b'N' => {}
                 b'E' => {
                     let error = ServerError::from_fields(&message.body).into_error("streaming");
+                    let error = tuples::server_refused(error, self.tuples);
                     return Err(stream_error(error, &self.slot));
                 }
                 // The server shuts down, or ended the stream for another reason.
@@ -326,6 +390,12 @@ impl ReplicationConnection {
             Link::Stream(pump) => pump.send(status.freeze()).await,
             Link::Commands(_) | Link::Gone => Err(Error::bug("a status outside a stream")),
         }
+    }
+
+    /// Drops the connection with what it has not given yet; the server notices by itself.
+    pub fn abandon(&mut self) {
+        self.link = Link::Gone;
+        self.received.clear();
     }
 
     /// Ends the stream in order: the server releases the slot before this returns.

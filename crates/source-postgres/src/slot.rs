@@ -15,6 +15,8 @@ pub struct SlotState {
     /// The output plugin; `None` for a physical slot.
     pub plugin: Option<String>,
     pub database: Option<String>,
+    /// It sends transactions when they are prepared.
+    pub two_phase: bool,
     pub active: bool,
     pub active_pid: Option<i32>,
     /// `application_name` of the session that holds it, where this role may see it.
@@ -39,7 +41,13 @@ pub struct SlotState {
 /// When the server cannot be asked.
 pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>> {
     let failed = |error| map_error(error, &format!("reading slot \"{name}\""));
-    let invalidation = match server_version(client).await? {
+    let version = server_version(client).await?;
+    let two_phase = if version >= 140_000 {
+        "s.two_phase"
+    } else {
+        "false"
+    };
+    let invalidation = match version {
         170_000.. => "s.invalidation_reason",
         160_000.. => "CASE WHEN s.conflicting THEN 'conflict with recovery' END",
         _ => "NULL::text",
@@ -48,7 +56,8 @@ pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>> {
         "SELECT s.plugin::text, s.database::text, s.active, s.active_pid, a.application_name,
                 s.restart_lsn::text, s.confirmed_flush_lsn::text, s.wal_status,
                 COALESCE({invalidation}, CASE WHEN s.wal_status = 'lost' THEN 'wal_removed' END),
-                pg_wal_lsn_diff({CURRENT_LSN}, s.restart_lsn)::int8, s.safe_wal_size
+                pg_wal_lsn_diff({CURRENT_LSN}, s.restart_lsn)::int8, s.safe_wal_size,
+                {two_phase}
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
          WHERE s.slot_name = $1::text"
     );
@@ -71,6 +80,7 @@ pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>> {
         invalidation: get(&row, 8)?,
         retained_wal_bytes: get(&row, 9)?,
         safe_wal_size: get(&row, 10)?,
+        two_phase: get(&row, 11)?,
     }))
 }
 

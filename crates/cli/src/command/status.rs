@@ -165,6 +165,12 @@ fn waiting(pipeline: &PipelineStatus) -> String {
             print::bytes(stream.spilled_bytes)
         ));
     }
+    if stream.prepared_transactions > 0 {
+        text.push_str(&format!(
+            "; prepared transactions {}, for which the server keeps its log",
+            stream.prepared_transactions
+        ));
+    }
     text
 }
 

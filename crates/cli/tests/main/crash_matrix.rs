@@ -52,7 +52,7 @@ impl Case {
 
     fn can_be(&self) -> bool {
         let is_least = self.settings.memory == Memory::Least;
-        let in_pieces = self.settings.sending == Sending::InPieces;
+        let in_pieces = self.settings.comes_in_pieces();
         match self.point {
             "stream.spilled" => in_pieces && is_least,
             "stream.committed" | "stream.replayed" => in_pieces,
@@ -71,11 +71,13 @@ impl Case {
             cadence,
             memory,
             sending,
+            tuples,
         } = self.settings;
         let names = [
             format!("{cadence:?}"),
             format!("{memory:?}"),
             format!("{sending:?}"),
+            format!("{tuples:?}"),
         ];
         let mut pairs = HashSet::new();
         for (at, name) in names.iter().enumerate() {
@@ -119,7 +121,7 @@ fn the_selection_brings_all_settings_and_crash_points_together() {
     assert!(selected.iter().all(|case| all.contains(case)));
     for point in failpoint::NAMES {
         let of_point = selected.iter().filter(|case| case.point == *point);
-        // One for each cadence, and one that crashes later.
+        // One for each cadence at least, and one that crashes later.
         assert!(of_point.count() >= 4, "{point}");
     }
 }
@@ -174,18 +176,19 @@ fn crash(setup: &Setup, case: Case) {
         );
         crashed
     };
+    let prepared = case.settings.sending == Sending::Prepared;
     let of_copy = case.point.starts_with("copy.");
     // While the tables are copied, which then goes on with other rows; while changes are followed.
     let crashed = crash(of_copy);
-    change(pg, 1);
+    change(pg, 1, prepared);
     if crashed {
         setup.catch_up();
     }
-    change(pg, 2);
+    change(pg, 2, prepared);
     // Delta checkpoints come every few commits.
     let now_and_then = case.point.starts_with("checkpoint.") && crashed;
     crash(!of_copy && !now_and_then);
-    change(pg, 3);
+    change(pg, 3, prepared);
     setup.catch_up();
     setup.assert_equal();
     bronze_rebuilds_silver(setup, "a", Some("id"));
@@ -193,8 +196,13 @@ fn crash(setup: &Setup, case: Case) {
     case.settings.assert_in_effect(setup, "a");
 }
 
-/// One large transaction, half of it rolled back, and six small ones.
-fn change(pg: &PgCluster, round: i32) {
+/// One large transaction, half of it rolled back, in two phases or one, and six small ones.
+fn change(pg: &PgCluster, round: i32, prepared: bool) {
+    let end = if prepared {
+        "PREPARE TRANSACTION 'p'"
+    } else {
+        "COMMIT"
+    };
     pg.execute(&format!(
         "BEGIN;
          INSERT INTO a SELECT {round} * 5000 + 20000 + g, 'large', repeat('z', 10000) FROM generate_series(1, 300) g;
@@ -207,9 +215,12 @@ fn change(pg: &PgCluster, round: i32) {
          INSERT INTO a VALUES ({round} + 10000, 'new', 'small');
          DELETE FROM b WHERE ctid IN (SELECT ctid FROM b WHERE n = {round} LIMIT 10);
          INSERT INTO b VALUES ({round}, 'b'), ({round}, 'b');
-         COMMIT"
+         {end}"
     ))
     .unwrap();
+    if prepared {
+        pg.execute("COMMIT PREPARED 'p'").unwrap();
+    }
     for n in 0..6 {
         let update = format!("UPDATE a SET v = '{round}.{n}' WHERE id = {n} + 2");
         pg.execute(&update).unwrap();

@@ -20,3 +20,5 @@ mod rebuild;
 mod settings;
 mod setup;
 mod streamed;
+mod tuples;
+mod two_phase;

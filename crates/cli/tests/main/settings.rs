@@ -33,6 +33,17 @@ pub(crate) enum Sending {
     Protocol2,
     /// Protocol 2, with so little that each of more than some dozen rows comes in pieces.
     InPieces,
+    /// The same, and those of two phases when they are prepared.
+    Prepared,
+}
+
+/// In which form values are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Tuples {
+    /// As without a setting.
+    Auto,
+    /// Only for tables that allow it.
+    Binary,
 }
 
 /// One choice of each.
@@ -41,6 +52,7 @@ pub(crate) struct Settings {
     pub cadence: Cadence,
     pub memory: Memory,
     pub sending: Sending,
+    pub tuples: Tuples,
 }
 
 /// `all` of the matrix, or a part of it when that is asked for: `ALLUVIUM_TEST_MATRIX=all`, or `2/5` for
@@ -59,41 +71,61 @@ pub(crate) fn part_asked_for<T>(all: Vec<T>) -> Option<Vec<T>> {
 impl Settings {
     pub(crate) fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for memory in [Memory::Least, Memory::Default] {
-            for cadence in [Cadence::Quick, Cadence::Adaptive, Cadence::Slow] {
-                for sending in [Sending::InPieces, Sending::Protocol2, Sending::Protocol1] {
-                    all.push(Self {
+        for tuples in [Tuples::Binary, Tuples::Auto] {
+            for memory in [Memory::Least, Memory::Default] {
+                for cadence in [Cadence::Quick, Cadence::Adaptive, Cadence::Slow] {
+                    let sendings = [
+                        Sending::InPieces,
+                        Sending::Protocol2,
+                        Sending::Protocol1,
+                        Sending::Prepared,
+                    ];
+                    all.extend(sendings.map(|sending| Self {
                         cadence,
                         memory,
                         sending,
-                    });
+                        tuples,
+                    }));
                 }
             }
         }
         all
     }
 
-    /// Each value of each once, or the part of all that is asked for.
-    pub(crate) fn to_test() -> Vec<Self> {
+    /// All that tables of any types can have.
+    pub(crate) fn of_any_types() -> Vec<Self> {
+        let mut all = Self::all();
+        all.retain(|settings| settings.tuples == Tuples::Auto);
+        all
+    }
+
+    /// Of those each value of each once, or the part of all that is asked for.
+    pub(crate) fn of_any_types_to_test() -> Vec<Self> {
         let of = |cadence, memory, sending| Self {
             cadence,
             memory,
             sending,
+            tuples: Tuples::Auto,
         };
-        part_asked_for(Self::all()).unwrap_or_else(|| {
+        part_asked_for(Self::of_any_types()).unwrap_or_else(|| {
             vec![
-                of(Cadence::Quick, Memory::Least, Sending::InPieces),
+                of(Cadence::Quick, Memory::Least, Sending::Prepared),
                 of(Cadence::Adaptive, Memory::Default, Sending::Protocol1),
-                of(Cadence::Slow, Memory::Least, Sending::Protocol2),
+                of(Cadence::Slow, Memory::Least, Sending::InPieces),
             ]
         })
     }
 
+    pub(crate) fn comes_in_pieces(self) -> bool {
+        matches!(self.sending, Sending::InPieces | Sending::Prepared)
+    }
+
     /// Sets up server and project for the next runs. `more` is what the project file says besides.
     pub(crate) fn apply(self, setup: &Setup, tables: &str, more: &str) {
-        let server_memory = match self.sending {
-            Sending::InPieces => "64kB",
-            _ => "64MB",
+        let server_memory = if self.comes_in_pieces() {
+            "64kB"
+        } else {
+            "64MB"
         };
         let sql =
             format!("ALTER DATABASE postgres SET logical_decoding_work_mem = '{server_memory}'");
@@ -110,21 +142,20 @@ impl Settings {
         let project =
             format!("[commit]\n{cadence}delta_checkpoint_every_commits = 3\n{memory}{more}");
         setup.configure(tables, &project);
-        setup.choose_protocol(if self.sending == Sending::Protocol1 {
-            1
-        } else {
-            2
+        setup.set_in_source(match self.sending {
+            Sending::Protocol1 => "protocol = 1",
+            Sending::Protocol2 | Sending::InPieces => "protocol = 2",
+            Sending::Prepared => "two_phase = true",
         });
+        if self.tuples == Tuples::Binary {
+            setup.set_in_source("tuples = \"binary\"");
+        }
     }
 
     /// What was set had its effect on all that was sent since the slot was made, and on the index of
     /// the lake's table `keyed`.
     pub(crate) fn assert_in_effect(self, setup: &Setup, keyed: &str) {
-        assert_eq!(
-            streamed(&setup.pg) > 0,
-            self.sending == Sending::InPieces,
-            "{self:?}"
-        );
+        assert_eq!(streamed(&setup.pg) > 0, self.comes_in_pieces(), "{self:?}");
         let index = setup.dir.path().join(".alluvium/index").join(keyed);
         assert_eq!(
             index.join("manifest").exists(),

@@ -48,14 +48,6 @@ impl Setup {
         std::fs::write(self.dir.path().join("alluvium.toml"), text).unwrap();
     }
 
-    /// Puts the protocol into the project file just written.
-    pub(crate) fn choose_protocol(&self, version: u32) {
-        let file = self.dir.path().join("alluvium.toml");
-        let text = std::fs::read_to_string(&file).unwrap();
-        let chosen = text.replace("[lake]", &format!("protocol = {version}\n[lake]"));
-        std::fs::write(&file, chosen).unwrap();
-    }
-
     /// Forgets the lake, all state, and the slots.
     pub(crate) fn start_anew(&self) {
         let _ = std::fs::remove_dir_all(self.lake());
@@ -63,6 +55,14 @@ impl Setup {
         self.pg
             .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
             .unwrap();
+    }
+
+    /// Adds a line to `[source.test]`.
+    pub(crate) fn set_in_source(&self, line: &str) {
+        let file = self.dir.path().join("alluvium.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let with_line = text.replacen("[lake]", &format!("{line}\n[lake]"), 1);
+        std::fs::write(&file, with_line).unwrap();
     }
 
     pub(crate) fn lake(&self) -> PathBuf {

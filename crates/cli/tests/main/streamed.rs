@@ -10,12 +10,12 @@ use crate::settings::streamed;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin, terminate};
 
 /// Makes the server send everything in pieces that is larger than a few dozen rows.
-const SMALL_PIECES: &[(&str, &str)] = &[
+pub(crate) const SMALL_PIECES: &[(&str, &str)] = &[
     ("logical_decoding_work_mem", "64kB"),
     ("max_prepared_transactions", "5"),
 ];
-const LEAST_MEMORY: &str = "[limits]\nmemory = \"128MiB\"\n";
-const TABLES: &str = "
+pub(crate) const LEAST_MEMORY: &str = "[limits]\nmemory = \"128MiB\"\n";
+pub(crate) const TABLES: &str = "
     CREATE TABLE a (id int PRIMARY KEY, v text, big text);
     ALTER TABLE a ALTER COLUMN big SET STORAGE EXTERNAL;
     CREATE TABLE b (n int, v text);
@@ -32,7 +32,7 @@ fn setup(version: Option<u16>, more: &str) -> Setup {
     setup
 }
 
-fn insert(table: &str, from: u32, to: u32) -> String {
+pub(crate) fn insert(table: &str, from: u32, to: u32) -> String {
     let columns = if table == "a" {
         "g, md5(g::text), repeat('y', 2500)"
     } else {
@@ -129,7 +129,7 @@ fn side_by_side(setup: &Setup) {
     });
 }
 
-fn equal(setup: &Setup) {
+pub(crate) fn equal(setup: &Setup) {
     setup.catch_up();
     setup.assert_equal();
     bronze_rebuilds_silver(setup, "a", Some("id"));
@@ -349,7 +349,7 @@ fn a_lost_connection_in_the_middle_of_pieces_is_survived() {
 #[test]
 fn protocol_1_is_there_by_choice() {
     let setup = setup(None, LEAST_MEMORY);
-    setup.choose_protocol(1);
+    setup.set_in_source("protocol = 1");
     savepoints(&setup);
     equal(&setup);
     assert_eq!(streamed(&setup.pg), 0);

@@ -54,6 +54,7 @@ fn changes_come_back_as_they_went_in() {
             fsync: false,
             target_file_bytes: 4000,
             delta_checkpoint_every_commits: 2,
+            share_from_rows: 12,
             ..LakeSettings::default()
         };
         let test = TestLake::with(settings);
@@ -68,7 +69,10 @@ fn changes_come_back_as_they_went_in() {
                 let changes = source.transaction(15);
                 let whole = batch(&schema, &changes);
                 expected.extend(facts(&whole).into_iter().map(|fact| (source.lsn, fact)));
-                bronze.stage(&whole).unwrap();
+                let ready = bronze.encoder().changes(&whole).ok();
+                bronze
+                    .stage_ready(&whole, ready.filter(|_| random.chance(50)))
+                    .unwrap();
             }
             let version = bronze.version();
             assert_eq!(bronze.commit(Lsn(source.lsn)).unwrap(), Some(version + 1));
@@ -100,6 +104,34 @@ fn changes_come_back_as_they_went_in() {
             assert_eq!(read.iter().collect::<Vec<_>>(), wanted, "after {after}");
         }
     }
+}
+
+#[test]
+fn rows_encoded_beforehand_are_taken_only_as_a_whole() {
+    let settings = LakeSettings {
+        fsync: false,
+        share_from_rows: 1,
+        ..LakeSettings::default()
+    };
+    let test = TestLake::with(settings);
+    let schema = items(Identity::Key(vec![0]));
+    let mut bronze = Bronze::open(&test.lake, &owner("items"), &schema).unwrap();
+    let first = insert(10, row(1, "a", "b"));
+    bronze
+        .stage(&batch(&schema, std::slice::from_ref(&first)))
+        .unwrap();
+    bronze.commit(Lsn(10)).unwrap();
+    // Sent again after a restart, with one more.
+    let both = batch(&schema, &[first, insert(20, row(2, "c", "d"))]);
+    let ready = bronze.encoder().changes(&both).unwrap();
+    assert!(bronze.stage_ready(&both, Some(ready)).unwrap().is_none());
+    bronze.commit(Lsn(20)).unwrap();
+    let read: Vec<_> = bronze
+        .changes_after(Lsn(0), 7)
+        .unwrap()
+        .flat_map(|batch| facts(&batch.unwrap()))
+        .collect();
+    assert_eq!(read, facts(&both));
 }
 
 #[test]
@@ -266,6 +298,10 @@ fn added_columns_are_null_before() {
     };
     bronze.stage(&batch(&old, &[with_image(10)])).unwrap();
     bronze.commit(Lsn(10)).unwrap();
+    let narrow = bronze
+        .encoder()
+        .changes(&batch(&old, &[with_image(20)]))
+        .unwrap();
     let new = schema(
         "items",
         &[
@@ -296,7 +332,8 @@ fn added_columns_are_null_before() {
     if let Some(old) = &mut wide.old {
         old.rows = widen(&old.rows);
     }
-    bronze.stage(&wide).unwrap();
+    // Encoded before the column was there: not as the table is now.
+    bronze.stage_ready(&wide, Some(narrow)).unwrap();
     bronze.commit(Lsn(20)).unwrap();
     let read: Vec<ChangeBatch> = bronze
         .changes_after(Lsn::ZERO, 10)

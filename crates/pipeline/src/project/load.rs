@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, code};
 use alluvium_source_postgres::replication::Protocol;
+use alluvium_source_postgres::tuples::Tuples;
 
 use super::{Limits, LimitsFile, Project, ProjectFile, ProtocolFile, SourceFile, SourceSettings};
 
@@ -125,6 +126,14 @@ fn source_settings(
             "use lower-case letters, digits and underscores, at most 63",
         ));
     }
+    let protocol = protocol(source.protocol.as_ref(), file)?;
+    if source.two_phase && protocol == Protocol::V1 {
+        return Err(value_error(
+            file,
+            "protocol = 1 has no two_phase",
+            "write protocol = \"auto\", or leave two_phase out",
+        ));
+    }
     Ok(SourceSettings {
         url: expand(&source.url)?,
         password_file: source.password_file.map(|path| dir.join(path)),
@@ -132,7 +141,9 @@ fn source_settings(
         exclude: all(&source.exclude)?,
         publication: expand(source.publication.as_deref().unwrap_or(&own))?,
         slot,
-        protocol: protocol(source.protocol.as_ref(), file)?,
+        protocol,
+        tuples: tuples(source.tuples.as_deref(), file)?,
+        two_phase: source.two_phase,
         name,
     })
 }
@@ -154,6 +165,19 @@ fn protocol(written: Option<&ProtocolFile>, file: &Path) -> Result<Protocol> {
                 "write \"auto\", 1 or 2",
             ))
         }
+    }
+}
+
+fn tuples(written: Option<&str>, file: &Path) -> Result<Tuples> {
+    match written {
+        None | Some("auto") => Ok(Tuples::Auto),
+        Some("text") => Ok(Tuples::Text),
+        Some("binary") => Ok(Tuples::Binary),
+        Some(other) => Err(value_error(
+            file,
+            &format!("tuples = \"{other}\" is not known"),
+            "write \"auto\", \"text\" or \"binary\"",
+        )),
     }
 }
 
@@ -334,6 +358,12 @@ mod tests {
         assert_eq!(project.source.protocol, Protocol::Auto);
         let older = read(&SMALL.replace("[lake]", "protocol = 1\n[lake]")).unwrap();
         assert_eq!(older.source.protocol, Protocol::V1);
+        assert_eq!(project.source.tuples, Tuples::Auto);
+        let binary = read(&SMALL.replace("[lake]", "tuples = \"binary\"\n[lake]")).unwrap();
+        assert_eq!(binary.source.tuples, Tuples::Binary);
+        assert!(!project.source.two_phase);
+        let prepared = read(&SMALL.replace("[lake]", "two_phase = true\n[lake]")).unwrap();
+        assert!(prepared.source.two_phase);
     }
 
     #[test]
@@ -375,6 +405,9 @@ mod tests {
             ("\"postgres\"", "\"oracle\""),
             ("[lake]", "protocol = 3\n[lake]"),
             ("[lake]", "protocol = \"2\"\n[lake]"),
+            ("[lake]", "tuples = \"some\"\n[lake]"),
+            ("[lake]", "protocol = 1\ntwo_phase = true\n[lake]"),
+            ("[lake]", "two_phase = \"on\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1 parsec\"\n[lake]"),
             ("[lake]", "[limits]\nmemory = \"1MiB\"\n[lake]"),
             ("[lake]", "[limits]\nindex_memory = \"much\"\n[lake]"),

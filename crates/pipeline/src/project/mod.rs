@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use alluvium_source_postgres::replication::Protocol;
+use alluvium_source_postgres::tuples::Tuples;
 use alluvium_source_postgres::type_map::OnInvalid;
 use serde::Deserialize;
 
@@ -85,6 +86,9 @@ struct SourceFile {
     publication: Option<String>,
     slot: Option<String>,
     protocol: Option<ProtocolFile>,
+    tuples: Option<String>,
+    #[serde(default)]
+    two_phase: bool,
 }
 
 /// `"auto"`, or a number.
@@ -135,6 +139,9 @@ pub struct SourceSettings {
     pub publication: String,
     pub slot: String,
     pub protocol: Protocol,
+    pub tuples: Tuples,
+    /// Prepared transactions are received when they are prepared.
+    pub two_phase: bool,
 }
 
 impl std::fmt::Debug for SourceSettings {

@@ -39,6 +39,10 @@ tables = [{tables}]
 # slot = "alluvium_{source_name}"
 # Large transactions: 2 receives them while they run (PostgreSQL 14 and later), 1 when they have committed; "auto" is 2 where the server has it.
 # protocol = "auto"
+# Values in the stream: "text", "binary" (PostgreSQL 14 and later, and only where every column's type allows it), or "auto", the quicker of both.
+# tuples = "auto"
+# Receive transactions of PREPARE TRANSACTION when they are prepared (PostgreSQL 15 and later); they appear when they are committed, as without.
+# two_phase = false
 
 [lake]
 # Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).

@@ -9,9 +9,11 @@ use alluvium_change::{Error, Lsn, Result, TableId, code};
 use alluvium_lake::{IndexSettings, Lake, LakeSettings};
 use alluvium_source_postgres::catalog::{self, SourceTable};
 use alluvium_source_postgres::connect::{self, ConnectOptions};
-use alluvium_source_postgres::replication::{ReplicationConnection, SlotKind, SystemIdentity};
+use alluvium_source_postgres::replication::{
+    ReplicationConnection, SlotKind, StreamOptions, SystemIdentity,
+};
 use alluvium_source_postgres::slot::{self, SlotState};
-use alluvium_source_postgres::{preflight, publication};
+use alluvium_source_postgres::{preflight, publication, tuples};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -76,13 +78,13 @@ pub(super) async fn prepare(
         Some(_) => None,
         None => {
             let name = pipeline.project.source.slot.clone();
+            let kind = SlotKind {
+                temporary: false,
+                two_phase: pipeline.project.source.two_phase,
+            };
             tracing::info!(slot = %name, "creating the replication slot");
             told::forget(&pipeline.project.state_dir(), &name);
-            Some(
-                connection
-                    .create_slot(&name, SlotKind { temporary: false })
-                    .await?,
-            )
+            Some(connection.create_slot(&name, kind).await?)
         }
     };
     copy::slot_created();
@@ -165,6 +167,7 @@ fn assemble(
         known: found.known,
         names: found.names,
         publications: found.publications,
+        tuples: project.source.tuples,
         project,
         run,
         options,
@@ -398,6 +401,7 @@ async fn usable_slot(
     }
     let told = told::recall(&pipeline.project.state_dir(), name);
     if let (Some(told), Some(confirmed)) = (told, slot.confirmed_flush_lsn)
+        && let told = told.acknowledged
         && confirmed > told
     {
         if may_start_anew {
@@ -521,14 +525,20 @@ async fn start_stream(
     start: Lsn,
 ) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(15);
-    let (name, protocol) = (
-        &pipeline.project.source.slot,
-        pipeline.project.source.protocol,
-    );
+    let source = &pipeline.project.source;
+    let name = &source.slot;
+    let tables = pipeline.known.values().map(AsRef::as_ref);
+    let version = connection.server_version().await?;
+    let tuples = tuples::choose(pipeline.tuples, version, tables)?;
+    let options = StreamOptions {
+        protocol: source.protocol,
+        tuples: tuples.form,
+        two_phase: source.two_phase,
+    };
     let since = std::time::Instant::now();
     loop {
         match connection
-            .start(name, start, &pipeline.publications, protocol)
+            .start(name, start, &pipeline.publications, options)
             .await
         {
             Err(error) if error.is(&code::PG_SLOT_ACTIVE) && since.elapsed() < PATIENCE => {
@@ -543,7 +553,13 @@ async fn start_stream(
             Err(error) => return Err(error),
         }
     }
-    tracing::info!(slot = %name, start = %start, "streaming");
+    tracing::info!(
+        slot = %name,
+        start = %start,
+        tuples = %tuples.form.name(),
+        because = %tuples.why,
+        "streaming"
+    );
     pipeline.board.update(|status| {
         status.connected = true;
         status.error = None;

@@ -94,6 +94,7 @@ impl Stream {
             open_cuts: self.acknowledger.open_cuts() as u64,
             queued_commands: queued.sum::<usize>() as u64,
             running_transactions: self.streamed.num_running() as u64,
+            prepared_transactions: self.streamed.num_prepared() as u64,
             spilled_bytes: self.streamed.spilled_bytes(),
             spilled_total_bytes: self.streamed.spilled_total_bytes(),
         }

@@ -240,7 +240,12 @@ impl Assembler {
             Message::StreamStart { .. }
             | Message::StreamStop
             | Message::StreamCommit { .. }
-            | Message::StreamAbort { .. } => {
+            | Message::StreamAbort { .. }
+            | Message::BeginPrepare(_)
+            | Message::Prepare(_)
+            | Message::StreamPrepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared(_) => {
                 Err(out_of_order("a piece of a transaction came unasked for"))
             }
         }

@@ -9,8 +9,9 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 
 use super::assembler::{Relation, Transaction};
 use crate::catalog::SourceTable;
-use crate::copy::invalid_value;
+use crate::copy::{invalid_value, shown};
 use crate::pgoutput::{TupleData, TupleValue};
+use crate::tuples;
 use crate::type_map::ColumnPlan;
 use crate::value::ColumnBuilder;
 
@@ -162,7 +163,13 @@ impl TableDecoder {
                     Ok(())
                 }
                 TupleValue::Text(text) => builder.append_text(text),
-                TupleValue::Binary(bytes) => builder.append_binary(bytes),
+                TupleValue::Binary(bytes) => {
+                    let plan = self.table.plans.get(place);
+                    if !plan.is_some_and(ColumnPlan::reads_binary_tuples) {
+                        return Err(tuples::not_read(&self.table, place));
+                    }
+                    builder.append_binary(bytes)
+                }
             };
             appended.map_err(|invalid| {
                 let row = row_name(&self.table, tuple, &self.place_of);
@@ -301,6 +308,10 @@ fn row_name(table: &SourceTable, tuple: &TupleData<'_>, place_of: &[Option<usize
         let mut values = tuple.iter().zip(place_of);
         match values.find(|(_, at)| at.as_ref() == Some(place))? {
             (TupleValue::Text(text), _) => Some(String::from_utf8_lossy(text).into_owned()),
+            (TupleValue::Binary(bytes), _) => {
+                let plan = table.plans.get(*place)?;
+                plan.reads_binary_tuples().then(|| shown(plan, bytes))?
+            }
             _ => None,
         }
     };

@@ -3,14 +3,14 @@
 use alluvium_change::{Error, Lsn, Result, code};
 
 use super::{
-    Begin, Commit, EPOCH_MICROS, Message, OldTuple, Relation, RelationColumn, ReplicaIdentity,
-    Truncate, TupleData, TupleValue,
+    Begin, Commit, CommitPrepared, EPOCH_MICROS, Message, OldTuple, Prepare, Relation,
+    RelationColumn, ReplicaIdentity, RollbackPrepared, Truncate, TupleData, TupleValue,
 };
 
 /// Decodes one message that comes outside a segment.
 ///
 /// # Errors
-/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 2.
+/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 3.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
     let mut reader = Reader { rest: bytes };
     let letter = reader
@@ -23,6 +23,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
         b'S' => reader.stream_start(),
         b'c' => reader.stream_commit(),
         b'A' => reader.stream_abort(),
+        b'b' => reader.prepare_body().map(Message::BeginPrepare),
+        b'P' => reader.prepare().map(Message::Prepare),
+        b'p' => reader.prepare().map(Message::StreamPrepare),
+        b'K' => reader.commit_prepared(),
+        b'r' => reader.rollback_prepared(),
         _ => reader.change(letter),
     };
     whole(message, reader, bytes)
@@ -40,7 +45,7 @@ pub struct InSegment<'a> {
 /// Decodes one message of a segment.
 ///
 /// # Errors
-/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 2, or one that
+/// [`code::PG_PROTOCOL`] for bytes that are no complete message of protocol version 3, or one that
 /// a segment cannot hold.
 pub fn decode_in_segment(bytes: &[u8]) -> Result<InSegment<'_>> {
     let mut reader = Reader { rest: bytes };
@@ -247,11 +252,48 @@ impl<'a> Reader<'a> {
         self.commit_body().map(Message::Commit)
     }
 
+    /// Flags, not used so far.
+    fn flags(&mut self) -> Option<()> {
+        (self.u8()? == 0).then_some(())
+    }
+
+    fn prepare(&mut self) -> Option<Prepare<'a>> {
+        self.flags()?;
+        self.prepare_body()
+    }
+
+    fn prepare_body(&mut self) -> Option<Prepare<'a>> {
+        Some(Prepare {
+            prepare_lsn: self.lsn()?,
+            end_lsn: self.lsn()?,
+            prepare_time_micros: self.unix_micros()?,
+            xid: self.u32()?,
+            gid: self.text()?,
+        })
+    }
+
+    fn commit_prepared(&mut self) -> Option<Message<'a>> {
+        Some(Message::CommitPrepared(CommitPrepared {
+            commit: self.commit_body()?,
+            xid: self.u32()?,
+            gid: self.text()?,
+        }))
+    }
+
+    fn rollback_prepared(&mut self) -> Option<Message<'a>> {
+        self.flags()?;
+        Some(Message::RollbackPrepared(RollbackPrepared {
+            prepare_end_lsn: self.lsn()?,
+            rollback_end_lsn: self.lsn()?,
+            prepare_time_micros: self.unix_micros()?,
+            rollback_time_micros: self.unix_micros()?,
+            xid: self.u32()?,
+            gid: self.text()?,
+        }))
+    }
+
     fn commit_body(&mut self) -> Option<Commit> {
-        // Flags, not used so far.
-        if self.u8()? != 0 {
-            return None;
-        }
+        self.flags()?;
         Some(Commit {
             commit_lsn: self.lsn()?,
             end_lsn: self.lsn()?,

@@ -4,8 +4,8 @@
 use alluvium_change::{Error, Lsn, Result};
 
 use super::{
-    Commit, EPOCH_MICROS, InSegment, Message, OldTuple, Relation, ReplicaIdentity, Truncate,
-    TupleData, TupleValue,
+    Commit, CommitPrepared, EPOCH_MICROS, InSegment, Message, OldTuple, Prepare, Relation,
+    ReplicaIdentity, RollbackPrepared, Truncate, TupleData, TupleValue,
 };
 
 /// The bytes of one row, to make a [`TupleData`] of: see [`TupleBuffer::tuple`].
@@ -134,6 +134,11 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) -> Result<()> {
             out.extend_from_slice(&xid.to_be_bytes());
             out.extend_from_slice(&subxid.to_be_bytes());
         }
+        Message::BeginPrepare(prepare) => put_prepare(out, b"b", prepare)?,
+        Message::Prepare(prepare) => put_prepare(out, b"P\0", prepare)?,
+        Message::StreamPrepare(prepare) => put_prepare(out, b"p\0", prepare)?,
+        Message::CommitPrepared(prepared) => put_commit_prepared(out, prepared)?,
+        Message::RollbackPrepared(prepared) => put_rollback_prepared(out, prepared)?,
         Message::Origin { commit_lsn, name } => {
             out.push(b'O');
             put_lsn(out, *commit_lsn);
@@ -199,6 +204,33 @@ fn put_commit(out: &mut Vec<u8>, commit: &Commit) -> Result<()> {
     put_lsn(out, commit.commit_lsn);
     put_lsn(out, commit.end_lsn);
     put_time(out, commit.commit_time_micros)
+}
+
+/// `start` is the letter, and the flags where there are some: not used so far.
+fn put_prepare(out: &mut Vec<u8>, start: &[u8], prepare: &Prepare<'_>) -> Result<()> {
+    out.extend_from_slice(start);
+    put_lsn(out, prepare.prepare_lsn);
+    put_lsn(out, prepare.end_lsn);
+    put_time(out, prepare.prepare_time_micros)?;
+    out.extend_from_slice(&prepare.xid.to_be_bytes());
+    put_text(out, prepare.gid)
+}
+
+fn put_commit_prepared(out: &mut Vec<u8>, prepared: &CommitPrepared<'_>) -> Result<()> {
+    out.push(b'K');
+    put_commit(out, &prepared.commit)?;
+    out.extend_from_slice(&prepared.xid.to_be_bytes());
+    put_text(out, prepared.gid)
+}
+
+fn put_rollback_prepared(out: &mut Vec<u8>, prepared: &RollbackPrepared<'_>) -> Result<()> {
+    out.extend_from_slice(b"r\0");
+    put_lsn(out, prepared.prepare_end_lsn);
+    put_lsn(out, prepared.rollback_end_lsn);
+    put_time(out, prepared.prepare_time_micros)?;
+    put_time(out, prepared.rollback_time_micros)?;
+    out.extend_from_slice(&prepared.xid.to_be_bytes());
+    put_text(out, prepared.gid)
 }
 
 fn put_relation(out: &mut Vec<u8>, relation: &Relation<'_>) -> Result<()> {

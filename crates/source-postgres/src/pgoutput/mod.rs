@@ -1,7 +1,7 @@
-//! Messages of PostgreSQL's logical decoding plugin `pgoutput`, protocol versions 1 and 2.
+//! Messages of PostgreSQL's logical decoding plugin `pgoutput`, protocol versions 1 to 3.
 //!
 //! After `replication`, which unwraps `XLogData`, before `streamed`, which keeps the transactions
-//! that are still running, and `capture`, which assembles whole ones. [`decode`] borrows from the
+//! that are still running or prepared, and `capture`, which assembles whole ones. [`decode`] borrows from the
 //! message and copies nothing but a relation's list of columns; [`decode_in_segment`] does so
 //! between a `StreamStart` and its `StreamStop`, where messages also say which sub-transaction they
 //! are of. [`encode`] is the inverse of both.
@@ -78,6 +78,16 @@ pub enum Message<'a> {
         xid: u32,
         subxid: u32,
     },
+    /// A transaction that was prepared comes next, up to its [`Message::Prepare`].
+    BeginPrepare(Prepare<'a>),
+    /// The transaction that was prepared is complete; whether it is committed comes later.
+    Prepare(Prepare<'a>),
+    /// The transaction sent in pieces is complete, and was prepared.
+    StreamPrepare(Prepare<'a>),
+    /// A prepared transaction was committed.
+    CommitPrepared(CommitPrepared<'a>),
+    /// A prepared transaction was rolled back.
+    RollbackPrepared(RollbackPrepared<'a>),
 }
 
 /// A transaction starts.
@@ -99,6 +109,43 @@ pub struct Commit {
     pub end_lsn: Lsn,
     /// Microseconds since 1970-01-01 00:00 UTC.
     pub commit_time_micros: i64,
+}
+
+/// A transaction is prepared (`PREPARE TRANSACTION`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepare<'a> {
+    /// Start of the prepare record.
+    pub prepare_lsn: Lsn,
+    /// End of the prepare record.
+    pub end_lsn: Lsn,
+    /// Microseconds since 1970-01-01 00:00 UTC.
+    pub prepare_time_micros: i64,
+    pub xid: u32,
+    /// The name it was given; free again once the transaction is decided.
+    pub gid: &'a str,
+}
+
+/// `COMMIT PREPARED`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitPrepared<'a> {
+    pub commit: Commit,
+    pub xid: u32,
+    pub gid: &'a str,
+}
+
+/// `ROLLBACK PREPARED`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RollbackPrepared<'a> {
+    /// End of the prepare record.
+    pub prepare_end_lsn: Lsn,
+    /// End of the record of the rollback.
+    pub rollback_end_lsn: Lsn,
+    /// Microseconds since 1970-01-01 00:00 UTC.
+    pub prepare_time_micros: i64,
+    /// Microseconds since 1970-01-01 00:00 UTC.
+    pub rollback_time_micros: i64,
+    pub xid: u32,
+    pub gid: &'a str,
 }
 
 /// A table as the messages after it write its rows.

@@ -76,8 +76,20 @@ const SERVER_BYTES: [&str; 14] = [
     "43000000000001609ce80000000001609e90000303cc634ae59a",
 ];
 
+/// What a PostgreSQL 15 server sent of prepared transactions.
+const PREPARED_BYTES: [&str; 4] = [
+    "6200000000015578a800000000015579a0000303d42ce81b7a000002f473686f702d3700",
+    "500000000000015578a800000000015579a0000303d42ce81b7a000002f473686f702d3700",
+    "4b0000000000015579a000000000015579e0000303d42ce8b37f000002f473686f702d3700",
+    "72000000000001557b580000000001586958000303d42ce966c8000303d42d020044000002f573686f702d3800",
+];
+
 fn server_messages() -> Vec<Vec<u8>> {
-    SERVER_BYTES
+    from_hex(&SERVER_BYTES)
+}
+
+fn from_hex(lines: &[&str]) -> Vec<Vec<u8>> {
+    lines
         .iter()
         .map(|hex| {
             let digits: Vec<u8> = hex
@@ -94,7 +106,8 @@ fn server_messages() -> Vec<Vec<u8>> {
 
 #[test]
 fn messages_of_a_real_server_encode_to_their_bytes() {
-    for message in server_messages() {
+    let prepared = from_hex(&PREPARED_BYTES);
+    for message in server_messages().into_iter().chain(prepared) {
         assert_eq!(encoded(&decode(&message).unwrap()), message);
     }
 }
@@ -198,6 +211,35 @@ fn messages_of_a_real_server_decode() {
 }
 
 #[test]
+fn prepared_transactions_of_a_real_server_decode() {
+    let bytes = from_hex(&PREPARED_BYTES);
+    let prepare_time_micros = 1_795_319_551_490_938;
+    let prepare = Prepare {
+        prepare_lsn: Lsn(0x0155_78A8),
+        end_lsn: Lsn(0x0155_79A0),
+        prepare_time_micros,
+        xid: 756,
+        gid: "shop-7",
+    };
+    assert_eq!(decode(&bytes[0]).unwrap(), Message::BeginPrepare(prepare));
+    assert_eq!(decode(&bytes[1]).unwrap(), Message::Prepare(prepare));
+    let Message::CommitPrepared(committed) = decode(&bytes[2]).unwrap() else {
+        panic!("not a commit")
+    };
+    assert_eq!((committed.xid, committed.gid), (756, "shop-7"));
+    assert_eq!(committed.commit.commit_lsn, Lsn(0x0155_79A0));
+    assert_eq!(committed.commit.end_lsn, Lsn(0x0155_79E0));
+    assert!(committed.commit.commit_time_micros > prepare_time_micros);
+    let Message::RollbackPrepared(rolled_back) = decode(&bytes[3]).unwrap() else {
+        panic!("not a rollback")
+    };
+    assert_eq!((rolled_back.xid, rolled_back.gid), (757, "shop-8"));
+    assert_eq!(rolled_back.prepare_end_lsn, Lsn(0x0155_7B58));
+    assert_eq!(rolled_back.rollback_end_lsn, Lsn(0x0158_6958));
+    assert!(rolled_back.rollback_time_micros > rolled_back.prepare_time_micros);
+}
+
+#[test]
 fn an_unknown_or_empty_message_is_refused() {
     for bytes in [b"".as_slice(), b"Z", b"E", b"S\0\0\0\x01\x02", b"\xff"] {
         let error = decode(bytes).unwrap_err();
@@ -216,11 +258,35 @@ fn what_ends_or_begins_a_transaction_is_refused_within_a_segment() {
         xid: 1,
         first_segment: true,
     };
+    let prepare = Prepare {
+        prepare_lsn: Lsn(1),
+        end_lsn: Lsn(2),
+        prepare_time_micros: 0,
+        xid: 1,
+        gid: "g",
+    };
+    let rolled_back = RollbackPrepared {
+        prepare_end_lsn: Lsn(1),
+        rollback_end_lsn: Lsn(2),
+        prepare_time_micros: 0,
+        rollback_time_micros: 0,
+        xid: 1,
+        gid: "g",
+    };
     for message in [
         start,
         Message::Commit(commit),
         Message::StreamCommit { xid: 1, commit },
         Message::StreamAbort { xid: 1, subxid: 1 },
+        Message::BeginPrepare(prepare),
+        Message::Prepare(prepare),
+        Message::StreamPrepare(prepare),
+        Message::CommitPrepared(CommitPrepared {
+            commit,
+            xid: 1,
+            gid: "g",
+        }),
+        Message::RollbackPrepared(rolled_back),
     ] {
         let error = decode_in_segment(&encoded(&message)).unwrap_err();
         assert!(error.is(&code::PG_PROTOCOL), "{message:?}: {error}");
@@ -362,6 +428,27 @@ proptest! {
     }
 
     #[test]
+    fn prepared_transactions_round_trip(
+        xid: u32, gid in name(), lsn: u64, end: u64, time in unix_micros(), later in unix_micros(),
+    ) {
+        let (prepare_lsn, end_lsn, prepare_time_micros) = (Lsn(lsn), Lsn(end), time);
+        let prepare = Prepare { prepare_lsn, end_lsn, prepare_time_micros, xid, gid: &gid };
+        assert_round_trip(&Message::BeginPrepare(prepare));
+        assert_round_trip(&Message::Prepare(prepare));
+        assert_round_trip(&Message::StreamPrepare(prepare));
+        let commit = Commit { commit_lsn: Lsn(lsn), end_lsn, commit_time_micros: later };
+        assert_round_trip(&Message::CommitPrepared(CommitPrepared { commit, xid, gid: &gid }));
+        assert_round_trip(&Message::RollbackPrepared(RollbackPrepared {
+            prepare_end_lsn: Lsn(lsn),
+            rollback_end_lsn: end_lsn,
+            prepare_time_micros,
+            rollback_time_micros: later,
+            xid,
+            gid: &gid,
+        }));
+    }
+
+    #[test]
     fn relations_round_trip(
         oid: u32,
         namespace in name(),
@@ -421,7 +508,7 @@ proptest! {
     /// Whatever decodes encodes to the same bytes, and nothing panics.
     #[test]
     fn random_bytes_never_panic(
-        letter in prop_oneof![prop::sample::select(b"BCORYIUDTMScAE".to_vec()), any::<u8>()],
+        letter in prop_oneof![prop::sample::select(b"BCORYIUDTMScAEbPpKr".to_vec()), any::<u8>()],
         rest in prop::collection::vec(
             prop_oneof![4 => 0..3_u8, 1 => any::<u8>(), 3 => prop::sample::select(b"NKOntub\0".to_vec())],
             0..60,

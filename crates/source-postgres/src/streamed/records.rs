@@ -131,6 +131,15 @@ impl Records {
         Ok(())
     }
 
+    /// Gives back what the youngest chunk has not used, when no more is likely to come for a while.
+    pub(super) fn shrink(&mut self) {
+        if let Some(chunk) = self.chunks.back_mut() {
+            let before = chunk.capacity();
+            chunk.shrink_to_fit();
+            self.memory_bytes = self.memory_bytes + chunk.capacity() - before;
+        }
+    }
+
     /// Ends the writing.
     pub(super) fn read(mut self) -> Result<RecordReader> {
         if let Some(spill) = &mut self.file {

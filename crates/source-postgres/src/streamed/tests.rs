@@ -8,6 +8,7 @@
 )]
 
 mod orders;
+mod restarts;
 mod server;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use self::server::{Row, Server, What};
 use super::*;
 use crate::catalog::{Attribute, SourceTable};
 use crate::pgoutput::encode::encode;
+use crate::pgoutput::{CommitPrepared, Prepare};
 use crate::type_map::{ColumnOptions, PgKind, PgType, plan_column};
 
 /// Changed by `ALTER TABLE`, under its lock.
@@ -159,6 +161,8 @@ fn received(messages: &[Vec<u8>], budget_bytes: usize, part: usize) -> Vec<Row> 
     }
     collect(&mut assembler, &mut rows);
     assert_eq!((streamed.num_running(), streamed.memory_bytes), (0, 0));
+    assert_eq!(streamed.num_prepared(), 0);
+    assert_eq!(streamed.held_from(Lsn(u64::MAX)), None);
     let left = std::fs::read_dir(&spill_dir).map_or(0, Iterator::count);
     assert_eq!(left, 0, "spill files are left");
     rows.sort();
@@ -177,6 +181,11 @@ fn history(actions: &[(u8, u8, u8)], eager: bool) -> Server {
         } else {
             server.commit(0);
         }
+        let held = server.held.len();
+        server.decide(held, !held.is_multiple_of(3));
+    }
+    while !server.held.is_empty() {
+        server.decide(0, !server.held.len().is_multiple_of(3));
     }
     server
 }
@@ -217,6 +226,9 @@ fn histories_meet_all_that_can_happen() {
     for letter in b"BCRIUDTScEA" {
         assert!(seen.get(letter).is_some_and(|n| *n > 100), "{seen:?}");
     }
+    for letter in b"bPpKr" {
+        assert!(seen.get(letter).is_some_and(|n| *n > 40), "{seen:?}");
+    }
     assert!(rows > 500 && dropped > 500, "{rows} {dropped}");
 }
 
@@ -228,7 +240,7 @@ fn a_reset_forgets_open_transactions_and_their_files() {
     std::fs::create_dir_all(&spill_dir).unwrap();
     std::fs::write(spill_dir.join("77"), "of a process that was killed").unwrap();
     let mut streamed = StreamedTransactions::new(spill_dir.clone(), 0);
-    streamed.reset().unwrap();
+    streamed.reset(Lsn::ZERO).unwrap();
     assert!(!spill_dir.exists());
     let mut assembler = Assembler::new();
     let mut server = Server::default();
@@ -244,7 +256,7 @@ fn a_reset_forgets_open_transactions_and_their_files() {
     assert!(on_disk > 0);
     assert_eq!(streamed.spilled_bytes(), on_disk);
     assert_eq!(streamed.spilled_total_bytes(), on_disk);
-    streamed.reset().unwrap();
+    streamed.reset(Lsn::ZERO).unwrap();
     assert!(!spill_dir.exists() && streamed.num_running() == 0);
     assert_eq!(streamed.spilled_bytes(), 0);
     assert_eq!(streamed.spilled_total_bytes(), on_disk, "it was written");
@@ -310,6 +322,22 @@ fn pieces_that_do_not_fit_together_are_refused() {
         first_segment,
     };
     let stop = Message::StreamStop;
+    let prepare = Prepare {
+        prepare_lsn: Lsn(1),
+        end_lsn: Lsn(2),
+        prepare_time_micros: 0,
+        xid: 7,
+        gid: "g",
+    };
+    let other = Prepare { xid: 8, ..prepare };
+    let held = [Message::BeginPrepare(prepare), Message::Prepare(prepare)];
+    let decided = |gid| {
+        Message::CommitPrepared(CommitPrepared {
+            commit,
+            xid: 7,
+            gid,
+        })
+    };
     let histories = [
         vec![start(false)],
         vec![start(true), start(true)],
@@ -319,6 +347,17 @@ fn pieces_that_do_not_fit_together_are_refused() {
         vec![start(true), begin],
         vec![start(true), stop, Message::StreamCommit { xid: 8, commit }],
         vec![start(true), Message::StreamCommit { xid: 7, commit }],
+        vec![Message::StreamPrepare(prepare)],
+        vec![
+            Message::BeginPrepare(prepare),
+            Message::BeginPrepare(prepare),
+        ],
+        vec![Message::BeginPrepare(prepare), start(true)],
+        vec![Message::BeginPrepare(prepare), Message::Prepare(other)],
+        vec![Message::BeginPrepare(prepare), Message::Commit(commit)],
+        [&held[..], &held[..1]].concat(),
+        [&held[..], &[start(true)]].concat(),
+        [&held[..], &[decided("h")]].concat(),
     ];
     for history in histories {
         let mut streamed = StreamedTransactions::new("not/made".into(), usize::MAX);

@@ -159,6 +159,29 @@ fn hex_digit(digit: u8) -> Option<u8> {
     }
 }
 
+/// 16 bytes as lower-case hexadecimal digits, all at once.
+pub(crate) fn hex_digits(bytes: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    let (halves, _) = digits.as_chunks_mut::<16>();
+    for (half, shift) in halves.iter_mut().zip([64, 0]) {
+        *half = half_digits((bytes >> shift) & u128::from(u64::MAX)).to_be_bytes();
+    }
+    digits
+}
+
+/// Each of the lower 16 nibbles as a digit in a byte of its own.
+fn half_digits(nibbles: u128) -> u128 {
+    const ONES: u128 = u128::MAX / 0xFF;
+    let mut spread = nibbles;
+    spread = (spread | (spread << 32)) & 0x0000_0000_FFFF_FFFF_0000_0000_FFFF_FFFF;
+    spread = (spread | (spread << 16)) & 0x0000_FFFF_0000_FFFF_0000_FFFF_0000_FFFF;
+    spread = (spread | (spread << 8)) & 0x00FF_00FF_00FF_00FF_00FF_00FF_00FF_00FF;
+    spread = (spread | (spread << 4)) & 0x0F0F_0F0F_0F0F_0F0F_0F0F_0F0F_0F0F_0F0F;
+    // Bit 7 of 10 + 0x76 is set: 1 for each letter.
+    let letters = ((spread + ONES * 0x76) >> 7) & ONES;
+    spread + ONES * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10)
+}
+
 /// Bytes as lower-case hexadecimal digits.
 pub(crate) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";

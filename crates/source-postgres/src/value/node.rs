@@ -14,7 +14,7 @@ use arrow::error::ArrowError;
 
 use super::column::{Bits, Bytes, Fixed};
 use super::decoder::{decimal_type, timestamp_type};
-use super::literal::{extend_from_hex, push_hex};
+use super::literal::{extend_from_hex, hex_digits, push_hex};
 use super::nested::{ArrayColumn, CompositeColumn, MapColumn, PointColumn, VectorColumn};
 use super::range::{MultirangeColumn, RangeColumn};
 use super::{
@@ -28,6 +28,8 @@ const MALFORMED_BYTES: Kind = "malformed bytes";
 const MALFORMED_TEXT: Kind = "malformed binary form of a text";
 const UNSIGNED_BEYOND: Kind = "unsigned number beyond a signed 64-bit integer";
 const NOT_UTF8: Kind = "text that is not UTF-8";
+/// With its hyphens.
+const UUID_LENGTH: usize = 36;
 const NO_BINARY_FORM: Kind = "binary form of a type that is read as text";
 
 /// A column being filled.
@@ -219,8 +221,15 @@ impl Node {
                 LongForm::Oid => u32::from_be_bytes(exactly(bytes)?).into(),
                 LongForm::Unsigned | LongForm::TimeMicros => return Err(NO_BINARY_FORM),
             }),
-            Self::Float32(column) => column.push(f32::from_be_bytes(exactly(bytes)?)),
-            Self::Float64(column) => column.push(f64::from_be_bytes(exactly(bytes)?)),
+            // As in text, a NaN has neither a sign nor a payload.
+            Self::Float32(column) => {
+                let value = f32::from_be_bytes(exactly(bytes)?);
+                column.push(if value.is_nan() { f32::NAN } else { value });
+            }
+            Self::Float64(column) => {
+                let value = f64::from_be_bytes(exactly(bytes)?);
+                column.push(if value.is_nan() { f64::NAN } else { value });
+            }
             Self::Numeric(column, decimal) => {
                 column.push_option(settle(decimal.decode(bytes), on_invalid)?);
             }
@@ -390,14 +399,15 @@ fn append_binary_text(
             _ => Err(MALFORMED_TEXT),
         },
         TextForm::Uuid => {
-            let uuid: [u8; 16] = exactly(bytes)?;
-            let mut rest = uuid.as_slice();
-            for (group, length) in [4, 2, 2, 2, 6].into_iter().enumerate() {
+            let digits = hex_digits(u128::from_be_bytes(exactly(bytes)?));
+            let mut rest = digits.as_slice();
+            column.data.reserve(UUID_LENGTH);
+            for (group, length) in [8, 4, 4, 4, 12].into_iter().enumerate() {
                 let (head, tail) = rest.split_at_checked(length).ok_or(MALFORMED_TEXT)?;
                 if group > 0 {
                     column.data.push(b'-');
                 }
-                push_hex(&mut column.data, head);
+                column.data.extend_from_slice(head);
                 rest = tail;
             }
             column.end_value()

@@ -141,15 +141,13 @@ impl Decimal {
                 0.. if place < 9 => magnitude = magnitude.map(|value| value * 10_000 + digits),
                 0.. => magnitude = shift(magnitude, 4).and_then(|value| value.checked_add(digits)),
                 -3..=-1 => {
-                    // This group reaches past the last place: its first digits are kept.
-                    let past = usize::try_from(-exponent)
-                        .ok()
-                        .and_then(power_of_ten)
-                        .ok_or(BAD)?;
+                    // This group reaches past the last place: its first digits are kept. Dividing
+                    // 128-bit numbers would cost more than all the rest.
+                    let past = 10_u32.pow(exponent.unsigned_abs());
                     let room = usize::try_from(exponent + 4).map_err(|_| BAD)?;
-                    magnitude =
-                        shift(magnitude, room).and_then(|value| value.checked_add(digits / past));
-                    let rest = digits % past;
+                    let (kept, rest) = (u32::from(group) / past, u32::from(group) % past);
+                    magnitude = shift(magnitude, room)
+                        .and_then(|value| value.checked_add(i128::from(kept)));
                     cut.nonzero |= rest != 0;
                     cut.first = u8::try_from(rest * 10 / past).unwrap_or(9);
                 }

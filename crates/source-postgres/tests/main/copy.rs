@@ -17,7 +17,13 @@ const BATCH_BYTES: usize = 100_000;
 async fn exporter(options: &ConnectOptions, slot: &str) -> (ReplicationConnection, String) {
     let mut connection = ReplicationConnection::connect(options).await.unwrap();
     let created = connection
-        .create_slot(slot, SlotKind { temporary: true })
+        .create_slot(
+            slot,
+            SlotKind {
+                temporary: true,
+                ..SlotKind::default()
+            },
+        )
         .await
         .unwrap();
     (connection, created.snapshot_name)

@@ -12,6 +12,7 @@ mod copy;
 mod preflight;
 mod publication;
 mod replication;
+mod tuples;
 
 use std::sync::OnceLock;
 

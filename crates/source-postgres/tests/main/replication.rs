@@ -89,7 +89,13 @@ async fn transactions_arrive_whole_in_the_settings_we_rely_on() {
     assert!(identity.timeline >= 1 && identity.flush_lsn > Lsn::ZERO);
     assert!(identity.system_identifier.parse::<u64>().is_ok());
     let created = stream
-        .create_slot("rep_frames", SlotKind { temporary: true })
+        .create_slot(
+            "rep_frames",
+            SlotKind {
+                temporary: true,
+                ..SlotKind::default()
+            },
+        )
         .await
         .unwrap();
     assert!(!created.snapshot_name.is_empty() && created.consistent_point > Lsn::ZERO);

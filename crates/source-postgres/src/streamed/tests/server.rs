@@ -3,10 +3,13 @@
 //! It keeps account of described relations as pgoutput does: by relation for whole transactions, by
 //! relation and transaction for pieces.
 
+mod prepared;
+
 use std::collections::{HashMap, HashSet};
 
 use alluvium_change::Lsn;
 
+use self::prepared::Held;
 use super::{ALTERED, INT4, LISTED, MISSING, OTHER, TEXT};
 use crate::pgoutput::encode::{TupleBuffer, encode, encode_in_segment};
 use crate::pgoutput::{
@@ -99,6 +102,8 @@ impl Txn {
 #[derive(Debug, Default)]
 pub(super) struct Server {
     pub(super) txns: Vec<Txn>,
+    /// Prepared, and undecided.
+    pub(super) held: Vec<Held>,
     entries: HashMap<u32, Entry>,
     /// Of [`ALTERED`], as committed.
     wide: bool,
@@ -170,14 +175,19 @@ impl Server {
 
     /// Another transaction holds a lock that keeps `at` from changing the table, or altering it.
     fn is_locked(&self, at: usize, to_alter: bool) -> bool {
-        self.txns.iter().enumerate().any(|(other, txn)| {
-            let touched = |change: &Change| change.oid == ALTERED;
-            let sent = txn
-                .rows
-                .iter()
-                .any(|(subxid, row)| row.oid == ALTERED && !txn.aborted.contains(subxid));
-            other != at && (txn.altered || to_alter && (sent || txn.queue.iter().any(touched)))
-        })
+        let held = self.held.iter().map(|held| (usize::MAX, &held.txn));
+        self.txns
+            .iter()
+            .enumerate()
+            .chain(held)
+            .any(|(other, txn)| {
+                let touched = |change: &Change| change.oid == ALTERED;
+                let sent = txn
+                    .rows
+                    .iter()
+                    .any(|(subxid, row)| row.oid == ALTERED && !txn.aborted.contains(subxid));
+                other != at && (txn.altered || to_alter && (sent || txn.queue.iter().any(touched)))
+            })
     }
 
     pub(super) fn change(&mut self, at: usize, oid: u32, what: What) {
@@ -429,6 +439,12 @@ impl Server {
             self.wide = txn.wide;
             self.invalidate(ALTERED);
         }
+        self.expect(txn, commit_lsn);
+    }
+
+    /// What is left of a transaction must come with its commit.
+    fn expect(&mut self, txn: Txn, commit_lsn: Lsn) {
+        let xid = txn.xid;
         let survivors = txn
             .rows
             .into_iter()
@@ -476,7 +492,9 @@ impl Server {
             11 => self.rollback_to(at, usize::from(c)),
             12 | 13 => self.flush(at),
             14 if c % 3 == 0 => self.abort(at),
+            14 if c % 3 == 1 => self.prepare(at),
             14 => self.commit(at),
+            _ if c % 3 == 1 => self.decide(usize::from(b), c % 2 == 0),
             _ if c % 3 == 0 => {
                 self.listed_wide = !self.listed_wide;
                 self.invalidate(LISTED);

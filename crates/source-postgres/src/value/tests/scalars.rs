@@ -54,6 +54,24 @@ fn values_of_a_real_server_decode_alike_from_text_and_binary() {
     assert!(seen > 100, "{seen}");
 }
 
+/// The server keeps sign and payload of a NaN, and shows neither.
+#[test]
+fn all_nans_are_one() {
+    for (ty, nans) in [
+        ("float8", ["fff8000000000000", "7ff0000000000001"]),
+        ("float4", ["ffc00000", "7f800001"]),
+    ] {
+        let mut builder = plan(&scalar(ty)).builder();
+        builder.append_text(b"NaN").unwrap();
+        for nan in nans {
+            builder.append_binary(&unhex(nan)).unwrap();
+        }
+        let array = builder.finish().unwrap();
+        assert_eq!(&array.slice(0, 1), &array.slice(1, 1));
+        assert_eq!(&array.slice(0, 1), &array.slice(2, 1));
+    }
+}
+
 #[test]
 fn types_without_a_binary_form_come_as_text() {
     for (ty, value) in [
