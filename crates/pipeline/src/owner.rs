@@ -290,6 +290,7 @@ impl TableOwner {
             return Ok(Duration::ZERO);
         }
         let began = Instant::now();
+        let lacks_only_this = self.lacks_only_this_cut();
         let summary = Summary::of(&batches);
         let landed = self.land(batches);
         let staged = Instant::now();
@@ -315,6 +316,9 @@ impl TableOwner {
                 silver.commit(end.position)?;
             }
             failpoint::hit("merge.after_commit");
+        }
+        if lacks_only_this && end.is_some() {
+            self.catch_up_wholly()?;
         }
         let took = staged.elapsed();
         tracing::debug!(
@@ -655,3 +659,6 @@ fn open_or_set_aside<T>(open: impl Fn() -> Result<T>, dir: &Path) -> Result<T> {
         opened => opened,
     }
 }
+
+#[cfg(test)]
+mod tests;

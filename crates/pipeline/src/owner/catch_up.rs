@@ -1,7 +1,7 @@
 //! Bringing silver forward from bronze: what came while the table was copied, or before a crash.
 
 use alluvium_change::{Lsn, Result};
-use alluvium_lake::ChangeReader;
+use alluvium_lake::{ChangeReader, Silver};
 
 use super::{TableOwner, measure};
 use crate::status::Phase;
@@ -19,17 +19,54 @@ pub(super) struct CatchUp {
 }
 
 impl TableOwner {
+    /// Silver has all that bronze committed, and was not told yet to take what comes by itself.
+    fn is_level(&self) -> bool {
+        let silver = self.silver.as_ref().map(Silver::position);
+        self.phase == Phase::CatchingUp
+            && self.catch_up.is_none()
+            && silver >= Some(self.bronze.position())
+    }
+
+    /// The table is live when silver has all that bronze has: also the parts of a cut that are
+    /// staged, which can be read only when its end has come. Else silver would get the rest of it.
+    fn go_live_if_level(&mut self) {
+        if self.is_level() && self.staged_through.is_none() {
+            self.phase = Phase::Live;
+        }
+    }
+
+    /// Whether [`Self::catch_up`] gets on before another command comes.
+    pub(super) fn can_catch_up(&self) -> bool {
+        self.phase == Phase::CatchingUp && (!self.is_level() || self.staged_through.is_none())
+    }
+
+    /// Before a cut or a part of one is taken in. Answers whether the cut is all that silver lacks when
+    /// it ends.
+    pub(super) fn lacks_only_this_cut(&mut self) -> bool {
+        self.go_live_if_level();
+        self.is_level()
+    }
+
+    /// Merges all that bronze has. After a cut that was all that silver lacked, so that a table goes
+    /// live though the next cut is there already.
+    pub(super) fn catch_up_wholly(&mut self) -> Result<()> {
+        while self.can_catch_up() {
+            self.catch_up()?;
+        }
+        Ok(())
+    }
+
     /// Merges the next rows of bronze into silver; the table is live when none are left.
     pub(super) fn catch_up(&mut self) -> Result<()> {
+        self.go_live_if_level();
+        if !self.can_catch_up() {
+            return Ok(());
+        }
         let Some(silver) = &mut self.silver else {
             return Ok(());
         };
         let catch_up = match &mut self.catch_up {
             Some(catch_up) => catch_up,
-            None if silver.position() >= self.bronze.position() => {
-                self.phase = Phase::Live;
-                return Ok(());
-            }
             None => self.catch_up.insert(CatchUp {
                 reader: self
                     .bronze

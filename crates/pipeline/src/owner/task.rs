@@ -90,7 +90,7 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
                 }
                 None => break,
             },
-            () = std::future::ready(()), if owner.phase == Phase::CatchingUp => Task::CatchUp,
+            () = std::future::ready(()), if owner.can_catch_up() => Task::CatchUp,
         };
         let Ok(cpu) = context.cpu.acquire().await else {
             return;
