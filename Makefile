@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop soak bigtable largetransaction manytables bench
+.PHONY: help build demo test check interop crashmatrix soak bigtable largetransaction manytables bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -33,6 +33,10 @@ interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, o
 	@tools/setup test
 	for major in 13 14 15 16 17 18; do tools/postgres-binaries $$major || exit 1; done
 	ALLUVIUM_TEST_PG_VERSIONS=13,14,15,16,17,18 cargo test --quiet --workspace
+
+crashmatrix: ## a crash at every step, at every setting of cadence, memory and protocol; each compared (half an hour; PART=2/5: a part)
+	@tools/setup test
+	ALLUVIUM_TEST_MATRIX=$(or $(PART),all) cargo test --package alluvium --test main -- crash_matrix every_setting --nocapture
 
 soak: ## pgbench under a pipeline that is killed 20 times; then everything is compared
 	@tools/setup test

@@ -16,7 +16,7 @@ use alluvium_change::{Error, Identity, Lsn, Result, TableId, code, failpoint};
 use alluvium_lake::CopyState;
 use alluvium_source_postgres::catalog::{self, SourceTable, TableSelection};
 use alluvium_source_postgres::connect::ConnectOptions;
-use alluvium_source_postgres::copy::{CopyRange, SnapshotSession, plan_ranges};
+use alluvium_source_postgres::copy::{CopyRange, CopyReader, SnapshotSession, plan_ranges};
 use alluvium_source_postgres::replication::{CreatedSlot, ReplicationConnection, SlotKind};
 use arrow::array::RecordBatch;
 use tokio::sync::watch;
@@ -422,7 +422,7 @@ async fn work(
             Some(work) if !shared.has_failed(work.target) => {
                 let target = work.target;
                 let read = read_range(&shared, &session, work).await;
-                shared.unless_of_table(target, read)?
+                shared.unless_of_table(target, read)?.flatten()
             }
             _ => None,
         };
@@ -439,11 +439,23 @@ async fn work(
 }
 
 impl Shared {
+    /// Rows a worker holds of a range.
+    fn held_bytes(&self) -> usize {
+        usize::try_from(self.context.range_bytes).unwrap_or(usize::MAX)
+    }
+
     fn has_failed(&self, target: usize) -> bool {
         self.failed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&target)
+    }
+
+    /// Waits until it is the range's turn to hand over rows. False when its table was given up
+    /// meanwhile: nothing more of it is handed over.
+    async fn its_turn(&self, work: &Work) -> Result<bool> {
+        self.turns.wait(work.target, work.turn).await?;
+        Ok(!self.has_failed(work.target))
     }
 
     /// An error that is one table's own stops the copying of that table alone.
@@ -503,26 +515,41 @@ struct ReadRange {
     held: Vec<RecordBatch>,
 }
 
-async fn read_range(shared: &Shared, session: &SnapshotSession, work: Work) -> Result<ReadRange> {
+async fn read_range(
+    shared: &Shared,
+    session: &SnapshotSession,
+    work: Work,
+) -> Result<Option<ReadRange>> {
     let Some(target) = shared.targets.get(work.target) else {
         return Err(Error::bug("a range belongs to no table"));
     };
-    let limit = usize::try_from(shared.context.range_bytes).unwrap_or(usize::MAX);
-    let mut reader = session
-        .copy_range(&target.table, work.range, limit / 4)
+    let reader = session
+        .copy_range(&target.table, work.range, shared.held_bytes() / 4)
         .await?;
+    read_rows(shared, reader, work).await
+}
+
+/// Reads a range's rows, and hands over what a worker does not hold. None when the table was given
+/// up meanwhile.
+async fn read_rows(
+    shared: &Shared,
+    mut reader: CopyReader,
+    work: Work,
+) -> Result<Option<ReadRange>> {
     let mut held: Vec<RecordBatch> = Vec::new();
     let mut held_bytes = 0;
     while let Some(batch) = reader.next().await? {
         held_bytes += batch.get_array_memory_size();
         held.push(batch);
-        if held_bytes > limit {
-            shared.turns.wait(work.target, work.turn).await?;
+        if held_bytes > shared.held_bytes() {
+            if !shared.its_turn(&work).await? {
+                return Ok(None);
+            }
             hand_over(shared, &work, std::mem::take(&mut held), None).await?;
             held_bytes = 0;
         }
     }
-    Ok(ReadRange { work, held })
+    Ok(Some(ReadRange { work, held }))
 }
 
 /// Hands over a range when its turn has come.
@@ -536,8 +563,7 @@ async fn deliver_in_turn(shared: &Shared, ReadRange { work, held }: ReadRange) -
     let Some(target) = shared.targets.get(work.target) else {
         return Err(Error::bug("a range belongs to no table"));
     };
-    shared.turns.wait(work.target, work.turn).await?;
-    if shared.has_failed(work.target) {
+    if !shared.its_turn(&work).await? {
         return Ok(());
     }
     let Some(leaf) = target.table.leaves.get(work.range.leaf) else {
@@ -605,3 +631,6 @@ async fn hand_over(
 pub(crate) fn slot_created() {
     failpoint::hit("copy.slot_created");
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ pub mod run;
 pub mod status;
 mod stream;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod told;
 pub mod views;
 

@@ -617,37 +617,4 @@ fn group(batches: Vec<ChangeBatch>) -> BTreeMap<TableId, Vec<ChangeBatch>> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-    use super::*;
-
-    fn stream() -> (tempfile::TempDir, Stream) {
-        let dir = tempfile::tempdir().unwrap();
-        let limits = StreamLimits {
-            cut_bytes: 1 << 20,
-            handed_over_bytes: 1 << 20,
-            streamed_bytes: 1 << 20,
-        };
-        let told = (dir.path().to_owned(), "slot".to_owned());
-        (dir, Stream::new(limits, CommitSettings::default(), told))
-    }
-
-    /// What a table commits before its shape changes, and where a query is, depend on it.
-    #[tokio::test]
-    async fn a_stream_that_begins_again_has_come_no_further_than_where_it_begins() {
-        let (_dir, mut stream) = stream();
-        stream.restart(Lsn(40)).await.unwrap();
-        stream.idle_through(Lsn(50));
-        let committed = |at| Step::Committed {
-            position: Lsn(at),
-            end_lsn: Lsn(at + 8),
-            commit_time_micros: 0,
-        };
-        assert!(stream.step(committed(100)).unwrap().is_none());
-        assert_eq!(stream.complete_through(), Lsn(100));
-        stream.restart(Lsn(50)).await.unwrap();
-        assert_eq!(stream.complete_through(), Lsn(50));
-        assert!(stream.step(committed(60)).unwrap().is_none());
-        assert_eq!(stream.complete_through(), Lsn(60));
-    }
-}
+mod tests;

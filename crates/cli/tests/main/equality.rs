@@ -2,6 +2,7 @@
 
 use alluvium_testkit::{PgCluster, sql, workload};
 
+use crate::settings::Settings;
 use crate::setup::Setup;
 
 /// Every row of the type map, with its difficult values, copied and then streamed, on several
@@ -111,31 +112,82 @@ fn every_kind_of_identity_is_mirrored() {
     );
 }
 
+const TRANSACTION_TABLES: &str = "
+CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+ALTER TABLE t REPLICA IDENTITY FULL;
+CREATE TABLE big (id int PRIMARY KEY, v text);
+INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 50) g;
+";
+
 /// Two rows exchange keys in one statement, rows are undone by savepoints, transactions are
-/// prepared, rolled back, and large.
+/// prepared, rolled back, and of so many rows.
+fn transactions(pg: &PgCluster, rows: u32) {
+    for script in [
+        "BEGIN; UPDATE t SET id = 51 - id; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a; INSERT INTO t VALUES (60, 'kept'); COMMIT",
+        "BEGIN; DELETE FROM t WHERE id < 10; ROLLBACK",
+        "BEGIN; UPDATE t SET v = 'prepared' WHERE id = 7; PREPARE TRANSACTION 'p'",
+        "COMMIT PREPARED 'p'",
+        "BEGIN; DELETE FROM t WHERE id = 60; INSERT INTO t VALUES (60, 'again'); UPDATE t SET v = 'twice' WHERE id = 60; COMMIT",
+        &format!("INSERT INTO big SELECT g, md5(g::text) FROM generate_series(1, {rows}) g"),
+        "BEGIN; UPDATE big SET v = v || 'x' WHERE id % 2 = 0; DELETE FROM big WHERE id % 5 = 0; UPDATE big SET id = -id WHERE id % 7 = 0; COMMIT",
+    ] {
+        pg.execute(script).unwrap();
+    }
+}
+
 #[test]
 fn transactions_are_followed_as_they_committed() {
-    let setup = Setup::new(
-        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
-         ALTER TABLE t REPLICA IDENTITY FULL;
-         CREATE TABLE big (id int PRIMARY KEY, v text);
-         INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 50) g;",
-        "\"public.*\"",
-    );
+    let setup = Setup::new(TRANSACTION_TABLES, "\"public.*\"");
     setup.catch_up();
-    let pg = &setup.pg;
-    pg.execute("BEGIN; UPDATE t SET id = 51 - id; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a; INSERT INTO t VALUES (60, 'kept'); COMMIT").unwrap();
-    pg.execute("BEGIN; DELETE FROM t WHERE id < 10; ROLLBACK")
-        .unwrap();
-    pg.execute("BEGIN; UPDATE t SET v = 'prepared' WHERE id = 7; PREPARE TRANSACTION 'p'")
-        .unwrap();
-    pg.execute("COMMIT PREPARED 'p'").unwrap();
-    pg.execute("BEGIN; DELETE FROM t WHERE id = 60; INSERT INTO t VALUES (60, 'again'); UPDATE t SET v = 'twice' WHERE id = 60; COMMIT").unwrap();
-    pg.execute("INSERT INTO big SELECT g, md5(g::text) FROM generate_series(1, 200000) g")
-        .unwrap();
-    pg.execute("BEGIN; UPDATE big SET v = v || 'x' WHERE id % 2 = 0; DELETE FROM big WHERE id % 5 = 0; UPDATE big SET id = -id WHERE id % 7 = 0; COMMIT").unwrap();
+    transactions(&setup.pg, 200_000);
     setup.catch_up();
     setup.assert_equal();
+}
+
+/// Every table of types, inserted, updated and deleted in one transaction, half of which is rolled
+/// back.
+const ALL_TYPES_AT_ONCE: &str = "
+DO $$ DECLARE t regclass; c text; BEGIN
+  FOR t IN SELECT oid FROM pg_class WHERE relnamespace = 'types'::regnamespace AND relkind = 'r' ORDER BY relname LOOP
+    SELECT string_agg(quote_ident(attname), ', ') INTO c FROM pg_attribute
+      WHERE attrelid = t AND attnum > 0 AND NOT attisdropped AND attname <> 'id';
+    EXECUTE format('INSERT INTO %s (id, %s) SELECT id + 100000, %s FROM %s', t, c, c, t);
+    BEGIN
+      EXECUTE format('UPDATE %s SET id = -id', t);
+      EXECUTE format('DELETE FROM %s', t);
+      RAISE EXCEPTION 'back';
+    EXCEPTION WHEN raise_exception THEN NULL;
+    END;
+    EXECUTE format('UPDATE %s SET id = id + 100000 WHERE id > 100000 AND id %% 2 = 0', t);
+    EXECUTE format('DELETE FROM %s WHERE id > 100000 AND id %% 3 = 0', t);
+  END LOOP;
+END $$";
+
+/// However often is committed, whatever memory there is, however the server sends.
+#[test]
+fn types_identities_and_transactions_are_equal_at_every_setting() {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, "", "\"public.*\"", "");
+    let pg = &setup.pg;
+    for settings in Settings::of_any_types_to_test() {
+        pg.execute(
+            "DROP SCHEMA IF EXISTS types CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+        )
+        .unwrap();
+        for script in [sql::TYPES, IDENTITIES, TRANSACTION_TABLES] {
+            pg.execute(script).unwrap();
+        }
+        setup.start_anew();
+        settings.apply(&setup, "\"types.*\", \"public.*\"", &types_policies(pg));
+        setup.catch_up();
+        for script in [ALL_TYPES_AT_ONCE, IDENTITY_CHANGES] {
+            pg.execute(script).unwrap();
+        }
+        transactions(pg, 5000);
+        setup.catch_up();
+        setup.assert_equal();
+        settings.assert_in_effect(&setup, "keyed");
+    }
 }
 
 /// A transaction many times larger than what may be held in memory at once is one commit.

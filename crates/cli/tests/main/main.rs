@@ -10,12 +10,14 @@
 
 mod bad_input;
 mod crash;
+mod crash_matrix;
 mod equality;
 mod fresh;
 mod http;
 mod life;
 mod many_tables;
 mod rebuild;
+mod settings;
 mod setup;
 mod streamed;
 mod tuples;

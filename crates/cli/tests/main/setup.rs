@@ -7,6 +7,8 @@ use alluvium_testkit::{Alluvium, Finished, PgCluster, check};
 use serde_json::Value;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// The signal by which a process ends that crashes where a test wants it to.
+pub(crate) const ABORT: i32 = 6;
 pub(crate) const CAUGHT_UP: &[&str] = &["run", "--until-caught-up"];
 
 pub(crate) fn bin() -> &'static Path {
@@ -44,6 +46,15 @@ impl Setup {
              [lake]\npath = \"lake\"\n{more}\n"
         );
         std::fs::write(self.dir.path().join("alluvium.toml"), text).unwrap();
+    }
+
+    /// Forgets the lake, all state, and the slots.
+    pub(crate) fn start_anew(&self) {
+        let _ = std::fs::remove_dir_all(self.lake());
+        let _ = std::fs::remove_dir_all(self.dir.path().join(".alluvium"));
+        self.pg
+            .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+            .unwrap();
     }
 
     /// Adds a line to `[source.test]`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use alluvium_testkit::{Alluvium, PgCluster};
 
 use crate::rebuild::bronze_rebuilds_silver;
+use crate::settings::streamed;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, bin, terminate};
 
 /// Makes the server send everything in pieces that is larger than a few dozen rows.
@@ -29,15 +30,6 @@ fn setup(version: Option<u16>, more: &str) -> Setup {
     let setup = Setup::on(pg, TABLES, "\"public.*\"", more);
     setup.catch_up();
     setup
-}
-
-/// Transactions that the server sent in pieces, committed or not.
-fn streamed(setup: &Setup) -> u64 {
-    if setup.pg.version() < 14 {
-        return 0;
-    }
-    let count = "SELECT coalesce(sum(stream_txns), 0) FROM pg_stat_replication_slots";
-    setup.pg.query_text(count).unwrap().trim().parse().unwrap()
 }
 
 pub(crate) fn insert(table: &str, from: u32, to: u32) -> String {
@@ -153,7 +145,10 @@ fn transactions_sent_in_pieces_are_equal_on_every_version() {
         equal(&setup);
         side_by_side(&setup);
         equal(&setup);
-        assert!(streamed(&setup) >= 5 || version < 14, "version {version}");
+        assert!(
+            streamed(&setup.pg) >= 5 || version < 14,
+            "version {version}"
+        );
     }
 }
 
@@ -188,7 +183,7 @@ fn a_running_pipeline_spills_what_does_not_fit() {
         });
         let log = terminate(running);
         assert_eq!(log.contains("goes to disk"), !more.is_empty(), "{log}");
-        assert!(streamed(&setup) >= 5);
+        assert!(streamed(&setup.pg) >= 5);
         let spill = setup.dir.path().join(".alluvium/spill/alluvium_test");
         assert_eq!(std::fs::read_dir(&spill).map_or(0, Iterator::count), 0);
         equal(&setup);
@@ -252,7 +247,7 @@ fn a_shape_that_was_rolled_back_is_never_seen() {
     for table in ["a", "b", "c"] {
         assert_eq!(setup.status(&format!("public.{table}"))["phase"], "live");
     }
-    assert!(streamed(&setup) >= 4);
+    assert!(streamed(&setup.pg) >= 4);
 }
 
 /// Killed while pieces come, and while what they hold is decoded; the transaction goes on meanwhile.
@@ -357,7 +352,7 @@ fn protocol_1_is_there_by_choice() {
     setup.set_in_source("protocol = 1");
     savepoints(&setup);
     equal(&setup);
-    assert_eq!(streamed(&setup), 0);
+    assert_eq!(streamed(&setup.pg), 0);
 }
 
 /// The disk of the spill files fills up: said with a code of its own; with room made, all goes on.

@@ -7,6 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod orders;
 mod restarts;
 mod server;
 

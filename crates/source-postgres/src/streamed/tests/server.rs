@@ -154,7 +154,7 @@ impl Server {
         self.entries.insert(oid, Entry::default());
     }
 
-    pub(super) fn begin(&mut self, streams: bool) {
+    pub(super) fn begin(&mut self, streams: bool) -> u32 {
         let xid = self.xid();
         let txn = Txn {
             xid,
@@ -170,6 +170,7 @@ impl Server {
             rows: Vec::new(),
         };
         self.txns.push(txn);
+        xid
     }
 
     /// Another transaction holds a lock that keeps `at` from changing the table, or altering it.
@@ -212,14 +213,28 @@ impl Server {
         });
     }
 
-    fn savepoint(&mut self, at: usize) {
+    pub(super) fn savepoint(&mut self, at: usize) {
         let subxid = self.xid();
         let txn = &mut self.txns[at];
         txn.parents.insert(subxid, txn.current());
         txn.stack.push((subxid, txn.altered, txn.wide));
     }
 
-    fn rollback_to(&mut self, at: usize, depth: usize) {
+    pub(super) fn release(&mut self, at: usize) {
+        self.txns[at].stack.pop();
+    }
+
+    /// Open savepoints of a transaction.
+    pub(super) fn depth(&self, at: usize) -> usize {
+        self.txns[at].stack.len()
+    }
+
+    /// Which of the open transactions has this number.
+    pub(super) fn place_of(&self, xid: u32) -> Option<usize> {
+        self.txns.iter().position(|txn| txn.xid == xid)
+    }
+
+    pub(super) fn rollback_to(&mut self, at: usize, depth: usize) {
         let txn = &mut self.txns[at];
         if txn.stack.is_empty() {
             return;
@@ -457,7 +472,8 @@ impl Server {
     /// One step of a history; `a` says what, `b` where, `c` how.
     pub(super) fn act(&mut self, (a, b, c): (u8, u8, u8)) {
         if self.txns.is_empty() || (a < 12 && self.txns.len() < 5) {
-            return self.begin(b % 4 != 0);
+            self.begin(b % 4 != 0);
+            return;
         }
         let at = usize::from(b) % self.txns.len();
         let oid = [ALTERED, LISTED, OTHER, ALTERED][usize::from(c) % 4];
@@ -472,7 +488,7 @@ impl Server {
             6 => self.change(at, oid, What::Truncate),
             7 => self.change(at, ALTERED, What::Altered),
             8 | 9 => self.savepoint(at),
-            10 => drop(self.txns[at].stack.pop()),
+            10 => self.release(at),
             11 => self.rollback_to(at, usize::from(c)),
             12 | 13 => self.flush(at),
             14 if c % 3 == 0 => self.abort(at),
