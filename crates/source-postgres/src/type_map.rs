@@ -149,7 +149,7 @@ impl ColumnPlan {
             Decoder::Float32 | Decoder::Float64 => 60,
             Decoder::Money { .. } | Decoder::Date => 70,
             Decoder::Timestamp { .. } => 90,
-            Decoder::Text(TextForm::Uuid) => 100,
+            Decoder::Text(TextForm::Uuid) => 80,
             Decoder::Binary(_) => 250,
             // The server makes a larger buffer for each value than it needs for text.
             Decoder::Text(TextForm::Jsonb) => -50,
