@@ -19,7 +19,7 @@ use crate::key_index::{KeyWidth, SegmentId};
 const NAME: &str = "manifest";
 const TEMPORARY: &str = "manifest.tmp";
 /// Raised with every change of the files or of how keys are encoded.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// A data file as the runs number it.
 #[derive(Debug, Clone, PartialEq, Eq)]

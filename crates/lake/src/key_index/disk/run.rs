@@ -1,7 +1,7 @@
 //! A run: entries sorted by their keys' order, in one file that is never changed.
 //!
 //! ```text
-//! blocks of 4 KiB: entries (key, place) · zeros · checksum over both and the block's number
+//! blocks of 1 KiB: entries (key, place) · zeros · checksum over both and the block's number
 //! fences: the order of each block's first key · filter · footer of 64 bytes
 //! ```
 //!
@@ -23,10 +23,11 @@ use crate::key_index::{Key, KeyWidth};
 /// The place of a key that is no more.
 pub(crate) const GONE: u64 = u64::MAX;
 
-pub(super) const BLOCK_BYTES: usize = 4096;
+/// Small: what a lookup costs is reading a block and its checksum.
+pub(super) const BLOCK_BYTES: usize = 1024;
 const CHECKSUM_BYTES: usize = 8;
 const FOOTER_BYTES: usize = 64;
-const MAGIC: &[u8; 8] = b"ALVRUN1\n";
+const MAGIC: &[u8; 8] = b"ALVRUN2\n";
 /// Written at once.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -326,10 +327,30 @@ impl Run {
     /// The first block that can have a key of this order.
     fn first_block(&self, order: u64) -> usize {
         // Keys of one order may begin in the block before the first fence that has it.
-        self.fences
-            .partition_point(|fence| *fence < order)
-            .saturating_sub(1)
+        first_not_below(&self.fences, order).saturating_sub(1)
     }
+}
+
+/// The first fence that is not below the order. Orders are hashes: the place is near the one an even
+/// spread would give, and found from there without touching far memory.
+fn first_not_below(fences: &[u64], order: u64) -> usize {
+    let even = (u128::from(order) * fences.len() as u128) >> 64;
+    let even = usize::try_from(even).unwrap_or_default();
+    let is_below = |at: usize| fences.get(at).is_some_and(|fence| *fence < order);
+    // All before `low` are below the order, none from `high` on is.
+    let (mut low, mut high, mut step) = (even, even, 1);
+    while is_below(high) {
+        low = high + 1;
+        high += step;
+        step *= 2;
+    }
+    while low > 0 && !is_below(low - 1) {
+        high = low - 1;
+        low = high.saturating_sub(step);
+        step *= 2;
+    }
+    let between = fences.get(low..high.min(fences.len())).unwrap_or_default();
+    low + between.partition_point(|fence| *fence < order)
 }
 
 /// Looks up keys in ascending order, reading each block once.
@@ -388,7 +409,7 @@ impl<'a> Lookup<'a> {
 }
 
 /// Blocks a scan reads at once.
-const SCAN_BLOCKS: usize = 16;
+const SCAN_BLOCKS: usize = 64;
 
 /// Reads a part of a run from front to back.
 pub(super) struct Scan<'a> {
@@ -429,9 +450,9 @@ impl<'a> Scan<'a> {
             if self.run.fences.get(self.next_block).is_none_or(beyond) {
                 return Ok(None);
             }
-            let end = self.until.map_or(blocks, |until| {
-                self.run.fences.partition_point(|fence| *fence < until)
-            });
+            let end = self
+                .until
+                .map_or(blocks, |until| first_not_below(&self.run.fences, until));
             let to = (self.next_block + SCAN_BLOCKS).min(end);
             self.run.read_blocks(self.next_block, to, &mut self.bytes)?;
             let (from, until) = (self.from, self.until);
@@ -443,6 +464,33 @@ impl<'a> Scan<'a> {
                     }));
             }
             self.next_block = to;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_fence_is_found_as_by_binary_search(
+            mut fences in proptest::collection::vec(any::<u64>(), 0..300),
+            skewed in any::<bool>(),
+            orders in proptest::collection::vec(any::<u64>(), 20),
+        ) {
+            if skewed {
+                // Far from even, and many alike.
+                fences.iter_mut().for_each(|fence| *fence %= 50);
+            }
+            fences.sort_unstable();
+            let near = fences.iter().flat_map(|f| [f.saturating_sub(1), *f, f.saturating_add(1)]);
+            for order in orders.into_iter().chain(near) {
+                let expected = fences.partition_point(|fence| *fence < order);
+                prop_assert_eq!(first_not_below(&fences, order), expected);
+            }
         }
     }
 }
