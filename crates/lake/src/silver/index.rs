@@ -176,6 +176,8 @@ impl KeyColumns<'_> {
         let mut next_row: u32 = 0;
         let mut keys = Vec::new();
         let mut entries = Vec::new();
+        // Both rise: no search for each row.
+        let mut deleted = segment.deleted.iter().peekable();
         for batch in open_file(&path, &self.schema, INDEX_BATCH_ROWS, None)? {
             let batch = batch?;
             let mut encoder = if self.keyed {
@@ -188,7 +190,7 @@ impl KeyColumns<'_> {
             for key in &keys {
                 let row = next_row;
                 next_row = next_row.saturating_add(1);
-                if segment.deleted.is_empty() || !segment.deleted.contains(u64::from(row)) {
+                if deleted.next_if_eq(&u64::from(row)).is_none() {
                     entries.push((*key, Location { segment: id, row }.pack()));
                 }
             }

@@ -140,7 +140,7 @@ fn assemble(
     let memory_bytes = project.limits.memory_bytes;
     let share = |part: u64| usize::try_from(memory_bytes / part).unwrap_or(usize::MAX);
     let limits = StreamLimits {
-        cut_bytes: share(8),
+        cut_bytes: share(32),
         handed_over_bytes: share(4),
         streamed_bytes: share(32),
     };
