@@ -28,11 +28,11 @@ def run(context) -> None:
         data.update(server, db, rows, 50_000)
         project.catch_up()
         for round_ in range(context.repeat):
-            context.record(case, "clean", round_, rows=rows, **project.catch_up())
-            shutil.rmtree(os.path.join(project.dir, ".alluvium", "index"))
-            context.record(case, "rebuilt", round_, rows=rows, **project.catch_up())
+            context.record(case, "clean", round_, rows=rows, **project.start_up())
+            shutil.rmtree(os.path.join(project.dir, ".alluvium", "index"), ignore_errors=True)
+            context.record(case, "rebuilt", round_, rows=rows, **project.start_up())
             crash(project, rows, round_)
-            context.record(case, "killed", round_, rows=rows, **project.catch_up())
+            context.record(case, "killed", round_, rows=rows, **project.start_up())
             context.record(case, "read-keys", round_, rows=rows, **read_keys(context, project))
         project.compare()
         project.remove()
@@ -42,7 +42,7 @@ def run(context) -> None:
     project = context.project("b7empty")
     project.catch_up()
     for round_ in range(context.repeat):
-        context.record("empty table", "clean", round_, rows=0, **project.catch_up())
+        context.record("empty table", "clean", round_, rows=0, **project.start_up())
     project.compare()
     project.remove()
     server.drop("b7empty")
@@ -68,18 +68,20 @@ def read_keys(context, project) -> dict:
 
 
 def report(samples: Samples) -> list[Line]:
-    empty = samples.figure("empty table", "clean", lambda r: r["wall_s"])
-    lines = [Line("empty table", "start to end", empty.text(" s"))]
+    empty = samples.figure("empty table", "clean", lambda r: r["streams_s"])
+    lines = [Line("empty table", "start until the stream begins", empty.text(" s"))]
     for case in samples.cases():
         if case == "empty table":
             continue
         keys = samples.figure(case, "read-keys", lambda r: r["wall_s"])
         lines.append(Line(case, "bare read of the key column", f"{keys.text(' s')}, {samples.figure(case, 'read-keys', lambda r: r['cpu_own_s']).text(' CPU-s')}"))
         for side, what in (("clean", "clean start, the index is read back"), ("rebuilt", "start without a saved index: it is rebuilt"),
-                           ("killed", "start after kill -9, with what was left to catch up")):
-            wall = samples.figure(case, side, lambda r: r["wall_s"])
-            lines.append(Line(case, what, f"{wall.text(' s')}, {samples.figure(case, side, lambda r: r['cpu_own_s']).text(' CPU-s')}",
-                              f"≤ {SAVED_S} s" if side == "clean" else "", wall.median <= SAVED_S if side == "clean" else None))
-        over = samples.ratio(case, "rebuilt", "read-keys", lambda r: max(r["wall_s"] - (empty.median if r["side"] == "rebuilt" else 0), 1e-3))
+                           ("killed", "start after kill -9")):
+            streams = samples.figure(case, side, lambda r: r["streams_s"])
+            goal = side == "clean"
+            lines.append(Line(case, f"{what}: until the stream begins", streams.text(" s"), f"≤ {SAVED_S} s" if goal else "", streams.median <= SAVED_S if goal else None))
+            lines.append(Line(case, f"{what}: start to end, the index saved again where it changed",
+                              f"{samples.figure(case, side, lambda r: r['wall_s']).text(' s')}, {samples.figure(case, side, lambda r: r['cpu_own_s']).text(' CPU-s')}"))
+        over = samples.ratio(case, "rebuilt", "read-keys", lambda r: max(r["streams_s"] - empty.median, 1e-3) if r["side"] == "rebuilt" else r["wall_s"])
         lines.append(Line(case, "rebuild without the fixed part, over the bare read", over.text("×"), f"≤ {REBUILD}×", over.median <= REBUILD))
     return lines

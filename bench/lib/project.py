@@ -1,6 +1,7 @@
 """An Alluvium project that benchmarks run, freeze and restore; and the comparer over it."""
 from __future__ import annotations
 
+import datetime
 import glob
 import json
 import os
@@ -51,10 +52,18 @@ class Project:
         return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
     # -- running ----------------------------------------------------------------------------------------------------
-    def catch_up(self) -> dict:
+    def catch_up(self, **environment: str) -> dict:
         """`alluvium run --until-caught-up`, measured."""
         self.write()
-        return procs.run([self.alluvium, "run", "--until-caught-up"], [self.server.postmaster], self.dir, self.environment(), log=self.log)
+        return procs.run([self.alluvium, "run", "--until-caught-up"], [self.server.postmaster], self.dir, {**self.environment(), **environment}, log=self.log)
+
+    def start_up(self) -> dict:
+        """As `catch_up`, with `streams_s`: how long until its tables were open and the stream began."""
+        begun = time.time()
+        measured = self.catch_up(ALLUVIUM_LOG="info")
+        with open(self.log) as log:
+            moment = next(line.split()[0] for line in log if " streaming " in line)
+        return {**measured, "streams_s": datetime.datetime.fromisoformat(moment).timestamp() - begun}
 
     def start(self, more: str = "") -> subprocess.Popen:
         """`alluvium run`, left running; `more` is added to the project file."""
