@@ -16,7 +16,9 @@ use alluvium_change::{Error, Identity, Lsn, Result, TableId, code, failpoint};
 use alluvium_lake::CopyState;
 use alluvium_source_postgres::catalog::{self, SourceTable, TableSelection};
 use alluvium_source_postgres::connect::ConnectOptions;
-use alluvium_source_postgres::copy::{CopyRange, CopyReader, SnapshotSession, plan_ranges};
+use alluvium_source_postgres::copy::{
+    CopyRange, CopyReader, CopySession, SnapshotSession, plan_ranges,
+};
 use alluvium_source_postgres::replication::{CreatedSlot, ReplicationConnection, SlotKind};
 use arrow::array::RecordBatch;
 use tokio::sync::watch;
@@ -91,14 +93,16 @@ impl ExportedSnapshot {
     }
 }
 
-/// Sessions within one snapshot, with every table locked against being rewritten.
+/// Sessions within one snapshot.
 pub(crate) struct CopySessions {
-    sessions: Vec<SnapshotSession>,
+    /// Has every table locked against being rewritten.
+    guard: SnapshotSession,
+    sessions: Vec<CopySession>,
     snapshot: Lsn,
 }
 
 impl CopySessions {
-    /// Enters the snapshot with as many sessions as there are workers.
+    /// Enters the snapshot with as many sessions as there are workers, and the one that locks.
     ///
     /// # Errors
     /// The server cannot be reached, has no room, or refuses to lock a table for reading.
@@ -107,12 +111,11 @@ impl CopySessions {
         targets: &mut [CopyTarget],
         snapshot: ExportedSnapshot,
     ) -> Result<Self> {
+        let guard = SnapshotSession::open(&context.options, &snapshot.name).await?;
+        see_tables(context, targets, &guard).await?;
         let mut sessions = Vec::new();
         for _ in 0..context.workers {
-            sessions.push(SnapshotSession::open(&context.options, &snapshot.name).await?);
-        }
-        if let Some(first) = sessions.first() {
-            see_tables(context, targets, first).await?;
+            sessions.push(CopySession::open(&context.options, &snapshot.name).await?);
         }
         if let Some(keeper) = snapshot.keeper
             && let Err(error) = keeper.close().await
@@ -120,6 +123,7 @@ impl CopySessions {
             tracing::debug!(error = %error, "the temporary slot's connection ended badly");
         }
         Ok(Self {
+            guard,
             sessions,
             snapshot: snapshot.lsn,
         })
@@ -288,11 +292,15 @@ struct Shared {
 async fn copy_in_snapshot(
     context: &CopyContext,
     targets: &[CopyTarget],
-    sessions: CopySessions,
+    CopySessions {
+        guard,
+        sessions,
+        snapshot,
+    }: CopySessions,
     shutdown: &watch::Receiver<bool>,
 ) -> Result<()> {
     let mut queue = VecDeque::new();
-    for (place, ranges) in begin_all(context, targets, sessions.snapshot).await? {
+    for (place, ranges) in begin_all(context, targets, snapshot).await? {
         let of = ranges.len();
         for (turn, range) in ranges.into_iter().enumerate() {
             queue.push_back(Work {
@@ -306,20 +314,21 @@ async fn copy_in_snapshot(
     let shared = Arc::new(Shared {
         context: context.clone(),
         targets: targets.to_vec(),
-        snapshot: sessions.snapshot,
+        snapshot,
         queue: Mutex::new(queue),
         turns: Turns(targets.iter().map(|_| watch::Sender::new(0)).collect()),
         failed: Mutex::default(),
         started: Instant::now(),
     });
     let mut workers = JoinSet::new();
-    for session in sessions.sessions {
+    for session in sessions {
         workers.spawn(work(Arc::clone(&shared), session, shutdown.clone()));
     }
     while let Some(ended) = workers.join_next().await {
         // Dropping the set ends the other workers.
         ended.map_err(|error| Error::bug("a copying task panicked").with_source(error))??;
     }
+    drop(guard);
     Ok(())
 }
 
@@ -403,7 +412,7 @@ async fn begin(target: &CopyTarget, range_bytes: u64, snapshot: Lsn) -> Result<V
 /// Copies ranges until none are left. While an owner takes in a range, the next is read.
 async fn work(
     shared: Arc<Shared>,
-    session: SnapshotSession,
+    mut session: CopySession,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut delivering = JoinSet::new();
@@ -421,7 +430,7 @@ async fn work(
         let read = match next {
             Some(work) if !shared.has_failed(work.target) => {
                 let target = work.target;
-                let read = read_range(&shared, &session, work).await;
+                let read = read_range(&shared, &mut session, work).await;
                 shared.unless_of_table(target, read)?.flatten()
             }
             _ => None,
@@ -517,7 +526,7 @@ struct ReadRange {
 
 async fn read_range(
     shared: &Shared,
-    session: &SnapshotSession,
+    session: &mut CopySession,
     work: Work,
 ) -> Result<Option<ReadRange>> {
     let Some(target) = shared.targets.get(work.target) else {
@@ -533,7 +542,7 @@ async fn read_range(
 /// up meanwhile.
 async fn read_rows(
     shared: &Shared,
-    mut reader: CopyReader,
+    mut reader: CopyReader<'_>,
     work: Work,
 ) -> Result<Option<ReadRange>> {
     let mut held: Vec<RecordBatch> = Vec::new();

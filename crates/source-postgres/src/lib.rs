@@ -13,3 +13,5 @@ pub mod streamed;
 pub mod tuples;
 pub mod type_map;
 pub mod value;
+
+mod wire;

@@ -8,7 +8,6 @@
 mod frame;
 mod pace;
 mod pump;
-mod wire;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,11 +17,11 @@ use postgres_protocol::message::frontend;
 
 pub use frame::Frame;
 
-use crate::connect::{self, ConnectOptions, NEWER_TIMEOUTS_SQL, ServerError, server_error};
+use crate::connect::{ConnectOptions, ServerError, server_error};
 use crate::tuples::{self, TupleForm};
-use frame::{parse_frame, protocol, put_status, take_message};
+use crate::wire::{Cell, Mode, Wire, protocol, take_message};
+use frame::{parse_frame, put_status};
 use pump::Pump;
-use wire::{Cell, Wire};
 
 /// How long an orderly end may take before the connection is just dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,25 +114,15 @@ impl ReplicationConnection {
     /// Opens the session with the same settings as an ordinary one.
     ///
     /// # Errors
-    /// As [`connect::connect`]; `PG_SLOTS_FULL` when all walsenders are taken, `PG_RIGHTS` without
+    /// As [`crate::connect::connect`]; `PG_SLOTS_FULL` when all walsenders are taken, `PG_RIGHTS` without
     /// the REPLICATION attribute.
     pub async fn connect(options: &ConnectOptions) -> Result<Self> {
-        let wire = connect::open(options, |transport| async {
-            Wire::start(options, transport)
-                .await
-                .map_err(|error| connect::start_error(error, options))
-        })
-        .await?;
-        let mut connection = Self {
-            link: Link::Commands(wire),
+        Ok(Self {
+            link: Link::Commands(Wire::connect(options, Mode::Replication).await?),
             slot: String::new(),
             tuples: TupleForm::Text,
             received: BytesMut::new(),
-        };
-        connection
-            .query(NEWER_TIMEOUTS_SQL, "setting up the session")
-            .await?;
-        Ok(connection)
+        })
     }
 
     async fn query(&mut self, command: &str, doing: &str) -> Result<Vec<Vec<Cell>>> {
@@ -269,7 +258,7 @@ impl ReplicationConnection {
         let Link::Commands(mut wire) = std::mem::replace(&mut self.link, Link::Gone) else {
             return Err(Error::bug("a stream in a stream"));
         };
-        wire.enter_stream(&command, &doing)
+        wire.enter(&command, b'W', &doing)
             .await
             .map_err(|error| stream_error(error, slot))?;
         self.link = Link::Stream(Pump::start(wire)?);
@@ -287,7 +276,7 @@ impl ReplicationConnection {
         let row = first_row(rows)?;
         row.first()
             .and_then(|cell| cell.as_deref()?.parse().ok())
-            .ok_or_else(|| frame::protocol("no version".to_owned()))
+            .ok_or_else(|| protocol("no version".to_owned()))
     }
 
     async fn check_two_phase(&mut self) -> Result<()> {

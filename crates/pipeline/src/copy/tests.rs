@@ -55,7 +55,7 @@ fn range(turn: usize) -> Work {
 }
 
 /// The rows of a range as `COPY` sends them, each a batch of its own.
-fn reader(rows: i32) -> CopyReader {
+fn reader(rows: i32) -> CopyReader<'static> {
     let mut copy = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
     for id in 0..rows {
         copy.extend(2_i16.to_be_bytes());

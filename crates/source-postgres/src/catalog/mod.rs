@@ -6,6 +6,7 @@
 mod build;
 mod identity;
 mod rows;
+mod sample;
 mod selection;
 mod types;
 
@@ -17,6 +18,7 @@ use tokio_postgres::Client;
 
 use crate::type_map::ColumnPlan;
 
+pub use sample::sample_table;
 pub use selection::{ColumnChoice, TableOverride, TableSelection};
 
 pub(crate) use rows::{get, server_version};

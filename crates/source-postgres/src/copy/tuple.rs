@@ -11,14 +11,8 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// Flags and the length of the extension.
 const AFTER_SIGNATURE_BYTES: usize = 8;
 
-/// The fields of a tuple, as places in [`Tuple::bytes`]; `None` is NULL.
+/// The fields of a tuple, as places in its bytes; `None` is NULL.
 pub(super) type Fields = Vec<Option<Range<usize>>>;
-
-/// One whole row.
-#[derive(Debug)]
-pub(super) struct Tuple {
-    pub(super) bytes: Bytes,
-}
 
 /// What the input held.
 enum Step {
@@ -53,8 +47,24 @@ impl TupleCutter {
         self.end_seen
     }
 
+    /// Whether `chunk` is exactly the next tuple; its fields are in `fields` then, and it is not to be
+    /// pushed.
+    pub(super) fn is_one_tuple(
+        &self,
+        chunk: &[u8],
+        columns: usize,
+        fields: &mut Fields,
+    ) -> Result<bool> {
+        let nothing_before = self.pending.is_empty() && self.carry.is_empty();
+        if !self.header_seen || self.end_seen || !nothing_before {
+            return Ok(false);
+        }
+        let step = parse(chunk, columns, fields)?;
+        Ok(matches!(step, Step::Tuple { length } if length == chunk.len()))
+    }
+
     /// The next whole tuple, its fields in `fields`; `None` until more is pushed.
-    pub(super) fn next(&mut self, columns: usize, fields: &mut Fields) -> Result<Option<Tuple>> {
+    pub(super) fn next(&mut self, columns: usize, fields: &mut Fields) -> Result<Option<Bytes>> {
         if !self.header_seen && !self.take_header()? {
             return Ok(None);
         }
@@ -62,9 +72,7 @@ impl TupleCutter {
             return Ok(None);
         }
         match parse(&self.pending, columns, fields)? {
-            Step::Tuple { length } => Ok(Some(Tuple {
-                bytes: self.pending.split_to(length),
-            })),
+            Step::Tuple { length } => Ok(Some(self.pending.split_to(length))),
             Step::End => {
                 self.end_seen = true;
                 self.pending.clear();
@@ -175,12 +183,17 @@ mod tests {
     fn cut(chunks: &[&[u8]], columns: usize) -> Result<(Vec<Row>, bool)> {
         let (mut cutter, mut fields, mut rows) = (TupleCutter::default(), Vec::new(), Vec::new());
         for chunk in chunks {
+            let row = |tuple: &[u8], fields: &Fields| -> Row {
+                let field = |range: &Option<Range<usize>>| Some(tuple[range.clone()?].to_vec());
+                fields.iter().map(field).collect()
+            };
+            if cutter.is_one_tuple(chunk, columns, &mut fields)? {
+                rows.push(row(chunk, &fields));
+                continue;
+            }
             cutter.push(Bytes::copy_from_slice(chunk));
             while let Some(tuple) = cutter.next(columns, &mut fields)? {
-                let field = |range: &Option<Range<usize>>| {
-                    range.clone().map(|range| tuple.bytes.slice(range).to_vec())
-                };
-                rows.push(fields.iter().map(field).collect());
+                rows.push(row(&tuple, &fields));
             }
         }
         Ok((rows, cutter.is_at_end()))
@@ -194,9 +207,20 @@ mod tests {
                 0..6,
             ),
             step in 1_usize..40,
+            whole in any::<bool>(),
         ) {
             let bytes = encode(&rows);
-            let chunks: Vec<&[u8]> = bytes.chunks(step).collect();
+            let mut chunks: Vec<&[u8]> = bytes.chunks(step).collect();
+            if whole {
+                // As the server sends them: a row each, the first with the header, the end by itself.
+                chunks.clear();
+                let mut from = 0;
+                for ends in 1..=rows.len() + 1 {
+                    let so_far = rows.get(..ends).map_or(bytes.len(), |rows| encode(rows).len() - 2);
+                    chunks.push(&bytes[from..so_far]);
+                    from = so_far;
+                }
+            }
             let (found, at_end) = cut(&chunks, 3).unwrap();
             prop_assert_eq!(found, rows);
             prop_assert!(at_end);

@@ -2,13 +2,13 @@
 //!
 //! Invariant: no input makes it panic, and a length that a message announces allocates nothing.
 
-use alluvium_change::{Error, Lsn, Result, code};
+use alluvium_change::{Lsn, Result};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+
+use crate::wire::protocol;
 
 /// Microseconds between 1970-01-01 and 2000-01-01, where PostgreSQL's clock starts.
 const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
-/// Tag and length.
-const HEADER_BYTES: usize = 5;
 /// Kind, start, end, clock.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, end, clock, reply wanted.
@@ -30,34 +30,6 @@ pub enum Frame {
         /// The server ends the connection unless a status is sent soon.
         reply_requested: bool,
     },
-}
-
-/// A message of the server: its tag and body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) tag: u8,
-    pub(crate) body: Bytes,
-}
-
-/// Takes the first whole message off `buffer`; `None` until it is whole.
-pub(crate) fn take_message(buffer: &mut BytesMut) -> Result<Option<Message>> {
-    let Some((header, _)) = buffer.split_at_checked(HEADER_BYTES) else {
-        return Ok(None);
-    };
-    let mut header = header;
-    let tag = header.get_u8();
-    let length = header.get_i32();
-    let body_bytes = usize::try_from(length)
-        .ok()
-        .and_then(|length| length.checked_sub(4))
-        .ok_or_else(|| protocol(format!("a message of length {length}")))?;
-    let whole = HEADER_BYTES + body_bytes;
-    if buffer.len() < whole {
-        return Ok(None);
-    }
-    let mut body = buffer.split_to(whole).freeze();
-    body.advance(HEADER_BYTES);
-    Ok(Some(Message { tag, body }))
 }
 
 /// The frame inside a `CopyData` message.
@@ -109,14 +81,11 @@ pub(crate) fn put_status(
     buffer.put_u8(u8::from(reply_requested));
 }
 
-pub(crate) fn protocol(what: String) -> Error {
-    Error::new(&code::PG_PROTOCOL, format!("the server sent {what}"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
+    use crate::wire::take_message;
     use proptest::prelude::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -162,19 +131,6 @@ mod tests {
                         reply_requested: true
                     },
                 ]
-            );
-        }
-    }
-
-    #[test]
-    fn a_length_below_four_is_refused() {
-        for length in [i32::MIN, -1, 0, 3] {
-            let mut buffer = BytesMut::from(&b"d"[..]);
-            buffer.put_i32(length);
-            assert!(
-                take_message(&mut buffer)
-                    .unwrap_err()
-                    .is(&code::PG_PROTOCOL)
             );
         }
     }

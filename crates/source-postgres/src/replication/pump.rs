@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::pace::{NAP, Pace};
-use super::wire::Wire;
+use crate::wire::Wire;
 
 /// Reads that may wait for the decoder.
 const CHUNKS: usize = 4;

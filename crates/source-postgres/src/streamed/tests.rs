@@ -14,16 +14,15 @@ mod server;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alluvium_change::{ChangeBatch, Column, Identity, Lsn, Op, TableId, TableSchema};
+use alluvium_change::{ChangeBatch, Lsn, Op, TableId};
 use arrow::array::{Array as _, Int32Array, StringArray};
 use proptest::prelude::*;
 
 use self::server::{Row, Server, What};
 use super::*;
-use crate::catalog::{Attribute, SourceTable};
+use crate::catalog::{SourceTable, sample_table};
 use crate::pgoutput::encode::encode;
 use crate::pgoutput::{CommitPrepared, Prepare};
-use crate::type_map::{ColumnOptions, PgKind, PgType, plan_column};
 
 /// Changed by `ALTER TABLE`, under its lock.
 const ALTERED: u32 = 10;
@@ -42,57 +41,10 @@ fn table(oid: u32) -> Arc<SourceTable> {
         ("v", TEXT, "text"),
         ("w", TEXT, "text"),
     ];
-    let mut plans = Vec::new();
-    let mut attributes = Vec::new();
-    let mut schema = Vec::new();
-    for (place, (name, type_oid, type_name)) in columns.into_iter().enumerate() {
-        let ty = PgType {
-            oid: type_oid,
-            name: type_name.to_owned(),
-            schema: "pg_catalog".to_owned(),
-            label: type_name.to_owned(),
-            typmod: -1,
-            delimiter: b',',
-            kind: PgKind::Scalar,
-        };
-        let plan = plan_column(&ty, &ColumnOptions::default()).unwrap();
-        schema.push(Column {
-            name: name.to_owned(),
-            data_type: plan.data_type.clone(),
-            source_type: type_name.to_owned(),
-        });
-        plans.push(plan);
-        attributes.push(Attribute {
-            attnum: i16::try_from(place + 1).unwrap(),
-            name: name.to_owned(),
-            type_oid,
-            typmod: -1,
-            not_null: false,
-            missing_value: (name == "w").then(|| MISSING.to_owned()),
-            has_default: false,
-            is_identity: false,
-            is_generated: false,
-            storage: 'x',
-            column: Some(place),
-        });
-    }
     let id = TableId::new("public", format!("t{oid}"));
-    Arc::new(SourceTable {
-        schema: TableSchema::new(id, oid, schema, Identity::Key(vec![0])),
-        plans,
-        attributes,
-        leaves: Vec::new(),
-        replica_identity: 'd',
-        is_partitioned: false,
-        has_primary_key: true,
-        estimated_rows: 0.0,
-        total_bytes: 0,
-        toast_columns: Vec::new(),
-        generated_columns: Vec::new(),
-        notes: Vec::new(),
-        refused: None,
-        has_tid_range_scan: true,
-    })
+    let mut table = sample_table(id, oid, &columns).unwrap();
+    table.attributes[2].missing_value = Some(MISSING.to_owned());
+    Arc::new(table)
 }
 
 fn text(batch: &ChangeBatch, column: usize, row: usize) -> Option<String> {

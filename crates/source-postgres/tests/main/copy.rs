@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use alluvium_change::code;
 use alluvium_source_postgres::catalog::SourceTable;
 use alluvium_source_postgres::connect::ConnectOptions;
-use alluvium_source_postgres::copy::{CopyRange, SnapshotSession, is_snapshot_gone, plan_ranges};
+use alluvium_source_postgres::copy::{
+    CopyRange, CopySession, SnapshotSession, is_snapshot_gone, plan_ranges,
+};
 use alluvium_source_postgres::replication::{ReplicationConnection, SlotKind};
 use arrow::array::{Array as _, Int32Array, RecordBatch, StringArray};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -30,7 +32,7 @@ async fn exporter(options: &ConnectOptions, slot: &str) -> (ReplicationConnectio
 }
 
 async fn copy(
-    session: &SnapshotSession,
+    session: &mut CopySession,
     table: &SourceTable,
     range: CopyRange,
 ) -> Vec<RecordBatch> {
@@ -44,7 +46,7 @@ async fn copy(
     batches
 }
 
-async fn copy_all(session: &SnapshotSession, table: &SourceTable) -> Vec<RecordBatch> {
+async fn copy_all(session: &mut CopySession, table: &SourceTable) -> Vec<RecordBatch> {
     let mut batches = Vec::new();
     for range in plan_ranges(table, 1 << 30) {
         batches.extend(copy(session, table, range).await);
@@ -88,25 +90,25 @@ async fn ranges_in_several_sessions_hold_every_row_of_the_snapshot_once() {
         .await
         .unwrap();
 
+    let looking = SnapshotSession::open(&options, &snapshot).await.unwrap();
+    assert!(!looking.lock(t).await.unwrap().rewritten);
     let mut sessions = Vec::new();
     for _ in 0..3 {
-        let session = SnapshotSession::open(&options, &snapshot).await.unwrap();
-        assert!(!session.lock(t).await.unwrap().rewritten);
-        sessions.push(session);
+        sessions.push(CopySession::open(&options, &snapshot).await.unwrap());
     }
     let ranges = plan_ranges(t, 200_000);
     assert!(ranges.len() > 5, "{ranges:?}");
     assert_eq!(ranges.last().unwrap().end_page, None);
     let (mut ids, mut sum) = (Vec::new(), 0_i64);
-    for (range, session) in ranges.iter().zip(sessions.iter().cycle()) {
-        let batches = copy(session, t, *range).await;
+    for (at, range) in ranges.iter().enumerate() {
+        let batches = copy(&mut sessions[at % 3], t, *range).await;
         ids.extend(ints(&batches, 0));
         sum += ints(&batches, 2).iter().map(|&n| i64::from(n)).sum::<i64>();
     }
     let expected: BTreeSet<i32> = (1..=20_000).filter(|id| id % 7 != 0).collect();
     assert_eq!(ids.len(), expected.len());
     assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), expected);
-    let row = sessions[0]
+    let row = looking
         .client()
         .query_one("SELECT sum(n)::int8 FROM public.t", &[])
         .await
@@ -133,8 +135,8 @@ async fn texts_are_those_of_the_output_functions_and_nulls_stay() {
     let found = tables(&client).await;
     let t = table(&found, "t");
     let (_exporter, snapshot) = exporter(&options, "copy_texts").await;
-    let session = SnapshotSession::open(&options, &snapshot).await.unwrap();
-    let batches = copy_all(&session, t).await;
+    let mut session = CopySession::open(&options, &snapshot).await.unwrap();
+    let batches = copy_all(&mut session, t).await;
     assert_eq!(batches.len(), 1);
     let batch = &batches[0];
     for (name, expected) in [
@@ -189,21 +191,22 @@ async fn partitions_in_another_physical_order_and_inheritance() {
         .unwrap();
     let found = tables(&client).await;
     let (_exporter, snapshot) = exporter(&options, "copy_partitions").await;
-    let session = SnapshotSession::open(&options, &snapshot).await.unwrap();
-    session.lock(table(&found, "part")).await.unwrap();
-    let batches = copy_all(&session, table(&found, "part")).await;
+    let looking = SnapshotSession::open(&options, &snapshot).await.unwrap();
+    looking.lock(table(&found, "part")).await.unwrap();
+    let mut session = CopySession::open(&options, &snapshot).await.unwrap();
+    let batches = copy_all(&mut session, table(&found, "part")).await;
     assert_eq!(ints(&batches, 0), (0..20).collect::<Vec<_>>());
     assert_eq!(ints(&batches, 1), (100..120).collect::<Vec<_>>());
     assert_eq!(
-        ints(&copy_all(&session, table(&found, "parent")).await, 0),
+        ints(&copy_all(&mut session, table(&found, "parent")).await, 0),
         [1]
     );
     assert_eq!(
-        ints(&copy_all(&session, table(&found, "child")).await, 0),
+        ints(&copy_all(&mut session, table(&found, "child")).await, 0),
         [2]
     );
     assert!(
-        copy_all(&session, table(&found, "no_rows"))
+        copy_all(&mut session, table(&found, "no_rows"))
             .await
             .is_empty()
     );
@@ -222,7 +225,7 @@ async fn a_value_that_does_not_fit_is_named() {
         .unwrap();
     let found = tables(&client).await;
     let (_exporter, snapshot) = exporter(&options, "copy_invalid").await;
-    let session = SnapshotSession::open(&options, &snapshot).await.unwrap();
+    let mut session = CopySession::open(&options, &snapshot).await.unwrap();
     let t = table(&found, "t");
     let range = plan_ranges(t, 1 << 20)[0];
     let error = session
@@ -278,8 +281,10 @@ async fn snapshots_that_are_gone_and_tables_that_were_rewritten() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             opened = SnapshotSession::open(&options, name).await;
         }
-        let error = opened.unwrap_err();
-        assert!(is_snapshot_gone(&error), "{error:?}");
+        let copying = CopySession::open(&options, name).await.unwrap_err();
+        for error in [opened.unwrap_err(), copying] {
+            assert!(is_snapshot_gone(&error), "{error:?}");
+        }
     }
     let mut elsewhere = options;
     elsewhere.port = 1;
@@ -305,8 +310,9 @@ async fn row_level_security_is_an_error_not_a_gap() {
     let (_exporter, snapshot) = exporter(&admin_options, "copy_rls").await;
     let mut options = admin_options;
     options.user = "sees_little".into();
-    let session = SnapshotSession::open(&options, &snapshot).await.unwrap();
-    session.lock(t).await.unwrap();
+    let looking = SnapshotSession::open(&options, &snapshot).await.unwrap();
+    looking.lock(t).await.unwrap();
+    let mut session = CopySession::open(&options, &snapshot).await.unwrap();
     let error = match session
         .copy_range(t, plan_ranges(t, 1 << 20)[0], BATCH_BYTES)
         .await
@@ -315,4 +321,36 @@ async fn row_level_security_is_an_error_not_a_gap() {
         Ok(mut reader) => reader.next().await.unwrap_err(),
     };
     assert!(error.is(&code::PG_RIGHTS), "{error:?}");
+}
+
+/// What is left of a copy that was given up is passed over by the next on the session, also where the
+/// buffer ends within a row that is larger than it.
+#[tokio::test]
+async fn a_session_goes_on_after_a_copy_that_was_given_up() {
+    let options = database("copy_given_up").await;
+    let client = client(&options).await;
+    client
+        .batch_execute(
+            "CREATE TABLE public.t (id int PRIMARY KEY, x text);
+             INSERT INTO public.t SELECT i, repeat('x', 3000000) FROM generate_series(1, 3) i;
+             INSERT INTO public.t SELECT i, repeat('y', 40) FROM generate_series(4, 60000) i",
+        )
+        .await
+        .unwrap();
+    let found = tables(&client).await;
+    let t = table(&found, "t");
+    let (_exporter, snapshot) = exporter(&options, "copy_given_up").await;
+    let mut session = CopySession::open(&options, &snapshot).await.unwrap();
+    let range = plan_ranges(t, 1 << 30)[0];
+    let mut reader = session.copy_range(t, range, BATCH_BYTES).await.unwrap();
+    let first = reader.next().await.unwrap().unwrap();
+    assert_eq!(ints(&[first], 0), [1]);
+    drop(reader);
+    // Begun, and nothing of it read.
+    drop(session.copy_range(t, range, BATCH_BYTES).await.unwrap());
+    let batches = copy_all(&mut session, t).await;
+    assert_eq!(ints(&batches, 0), (1..=60_000).collect::<Vec<_>>());
+    let texts = batches[0].column(1).as_any();
+    let texts = texts.downcast_ref::<StringArray>().unwrap();
+    assert_eq!(texts.value(0).len(), 3_000_000);
 }

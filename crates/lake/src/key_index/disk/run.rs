@@ -47,12 +47,11 @@ fn per_block(width: KeyWidth) -> usize {
     (BLOCK_BYTES - CHECKSUM_BYTES) / entry_bytes(width)
 }
 
+/// The number in the first 8 bytes; 0 where there are fewer.
 fn le_u64(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    for (to, from) in word.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    u64::from_le_bytes(word)
+    bytes
+        .first_chunk()
+        .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 fn le_words(bytes: &[u8]) -> Vec<u64> {

@@ -1,4 +1,9 @@
-//! The replication session below its commands: start-up, authentication, simple queries.
+//! A session on the protocol itself: start-up, authentication, simple queries, and reading in bulk.
+//!
+//! Below the replication session, which `tokio-postgres` cannot speak, and the one that copies, where
+//! a message is a row and the client's way through tasks and queues costs more than the row.
+
+mod message;
 
 use std::io;
 
@@ -9,28 +14,58 @@ use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, Scr
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::frame::{Message, protocol, take_message};
-use crate::connect::{ConnectOptions, SETTINGS, ServerError, Transport, map_io};
+pub(crate) use message::{HEADER_BYTES, Message, first_message, protocol, take_message};
+
+use crate::connect::{
+    self, ConnectOptions, NEWER_TIMEOUTS_SQL, SETTINGS, ServerError, Transport, map_io,
+};
 
 /// Large enough that a busy stream is read in few system calls.
-pub(super) const READ_BYTES: usize = 256 * 1024;
+pub(crate) const READ_BYTES: usize = 256 * 1024;
 /// With less room than this a new buffer is taken.
 const LEAST_ROOM_BYTES: usize = READ_BYTES / 4;
+/// A buffer that a large row made larger than this is given back.
+const MOST_KEPT_BYTES: usize = 16 * READ_BYTES;
 
 /// A value of a simple query's row.
-pub(super) type Cell = Option<String>;
+pub(crate) type Cell = Option<String>;
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Ordinary,
+    /// `replication=database`.
+    Replication,
+}
 
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     transport: Transport,
-    pub(super) received: BytesMut,
+    /// Read, and not taken yet.
+    pub(crate) received: BytesMut,
     /// Not yet written: survives a cancelled write.
     to_send: BytesMut,
 }
 
 impl Wire {
+    /// Opens a session with every setting that decoding relies on.
+    ///
+    /// # Errors
+    /// As [`connect::connect`].
+    pub(crate) async fn connect(options: &ConnectOptions, mode: Mode) -> Result<Self> {
+        let mut wire = connect::open(options, |transport| async move {
+            Self::start(options, transport, mode)
+                .await
+                .map_err(|error| connect::start_error(error, options))
+        })
+        .await?;
+        wire.query(NEWER_TIMEOUTS_SQL, "setting up the session")
+            .await?;
+        Ok(wire)
+    }
+
     /// Speaks the start-up on a fresh transport, up to the server's readiness.
-    pub(super) async fn start(options: &ConnectOptions, transport: Transport) -> Result<Self> {
+    async fn start(options: &ConnectOptions, transport: Transport, mode: Mode) -> Result<Self> {
         let mut wire = Self {
             transport,
             received: BytesMut::with_capacity(READ_BYTES),
@@ -40,9 +75,11 @@ impl Wire {
         let mut parameters = vec![
             ("user", options.user.as_str()),
             ("database", options.database.as_str()),
-            ("replication", "database"),
             ("application_name", options.application_name.as_str()),
         ];
+        if mode == Mode::Replication {
+            parameters.push(("replication", "database"));
+        }
         if let Some(server_options) = &options.server_options {
             parameters.push(("options", server_options));
         }
@@ -124,22 +161,22 @@ impl Wire {
     }
 
     /// Runs one command and returns its rows.
-    pub(super) async fn query(&mut self, command: &str, doing: &str) -> Result<Vec<Vec<Cell>>> {
+    pub(crate) async fn query(&mut self, command: &str, doing: &str) -> Result<Vec<Vec<Cell>>> {
         frontend::query(command, &mut self.to_send).map_err(not_sendable)?;
         self.flush().await?;
         self.until_ready(doing).await
     }
 
-    /// Sends a command that turns the session into a stream.
-    pub(super) async fn enter_stream(&mut self, command: &str, doing: &str) -> Result<()> {
+    /// Sends a command after which data comes; its first message has the tag `begins`.
+    pub(crate) async fn enter(&mut self, command: &str, begins: u8, doing: &str) -> Result<()> {
         frontend::query(command, &mut self.to_send).map_err(not_sendable)?;
         self.flush().await?;
         loop {
             match self.message(doing).await?.tag {
-                b'W' => return Ok(()),
+                tag if tag == begins => return Ok(()),
                 b'S' | b'N' => {}
                 tag => {
-                    let what = format!("a message \"{}\" instead of a stream", char::from(tag));
+                    let what = format!("a message \"{}\" instead of data", char::from(tag));
                     return Err(protocol(what));
                 }
             }
@@ -172,6 +209,12 @@ impl Wire {
         }
     }
 
+    /// Passes over everything up to the server's readiness, errors too.
+    pub(crate) async fn skip_until_ready(&mut self, doing: &str) -> Result<()> {
+        while self.raw_message(doing).await?.tag != b'Z' {}
+        Ok(())
+    }
+
     /// The next message; the server's error is an `Err`.
     async fn message(&mut self, doing: &str) -> Result<Message> {
         loop {
@@ -195,7 +238,10 @@ impl Wire {
     }
 
     /// Reads once; the bytes are in [`Self::received`]. Safe to cancel.
-    pub(super) async fn read(&mut self, doing: &str) -> Result<usize> {
+    pub(crate) async fn read(&mut self, doing: &str) -> Result<usize> {
+        if self.received.is_empty() && self.received.capacity() > MOST_KEPT_BYTES {
+            self.received = BytesMut::new();
+        }
         if self.received.capacity() - self.received.len() < LEAST_ROOM_BYTES {
             self.received.reserve(READ_BYTES);
         }
@@ -210,12 +256,12 @@ impl Wire {
     }
 
     /// Adds to what the next [`Self::flush`] sends.
-    pub(super) fn outgoing(&mut self) -> &mut BytesMut {
+    pub(crate) fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.to_send
     }
 
     /// Writes all that waits. Safe to cancel: what was not written stays and goes first next time.
-    pub(super) async fn flush(&mut self) -> Result<()> {
+    pub(crate) async fn flush(&mut self) -> Result<()> {
         let lost = |error| map_io(error, "writing to the server");
         while !self.to_send.is_empty() {
             let written = self
@@ -231,13 +277,13 @@ impl Wire {
     }
 
     /// Has the socket watched by the runtime this is called in, and no longer by another.
-    pub(super) fn move_to_this_runtime(&mut self) -> Result<()> {
+    pub(crate) fn move_to_this_runtime(&mut self) -> Result<()> {
         self.transport
             .move_to_this_runtime()
             .map_err(|error| map_io(error, "handing the connection to its thread"))
     }
 
-    pub(super) async fn shutdown(&mut self) -> Result<()> {
+    pub(crate) async fn shutdown(&mut self) -> Result<()> {
         frontend::terminate(&mut self.to_send);
         self.flush().await?;
         self.transport
