@@ -34,7 +34,7 @@ interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, o
 	for major in 13 14 15 16 17 18; do tools/postgres-binaries $$major || exit 1; done
 	ALLUVIUM_TEST_PG_VERSIONS=13,14,15,16,17,18 cargo test --quiet --workspace
 
-crashmatrix: ## a crash at every step, at every setting of cadence, memory and protocol; each compared (an hour or more; PART=2/5: a part)
+crashmatrix: ## a crash at every step, at every setting of cadence, memory and protocol; each compared (an hour or more; PART=2/5: a part; PART=merge.: what names it)
 	@tools/setup test
 	ALLUVIUM_TEST_MATRIX=$(or $(PART),all) cargo test --package alluvium --test main -- crash_matrix every_setting --nocapture
 

@@ -1,6 +1,8 @@
 //! Settings that change nothing of what arrives: how often is committed, how much memory there is, how
 //! the server sends transactions.
 
+use std::fmt::Debug;
+
 use alluvium_testkit::PgCluster;
 
 use crate::setup::Setup;
@@ -55,17 +57,17 @@ pub(crate) struct Settings {
     pub tuples: Tuples,
 }
 
-/// `all` of the matrix, or a part of it when that is asked for: `ALLUVIUM_TEST_MATRIX=all`, or `2/5` for
-/// the second of five parts. See `make crashmatrix`.
-pub(crate) fn part_asked_for<T>(all: Vec<T>) -> Option<Vec<T>> {
+/// `all` of the matrix, or a part of it when that is asked for: `ALLUVIUM_TEST_MATRIX=all`; `2/5` for the
+/// second of five parts; `merge.` for the cases that name it. See `make crashmatrix`.
+pub(crate) fn part_asked_for<T: Debug>(mut all: Vec<T>) -> Option<Vec<T>> {
     let wanted = std::env::var("ALLUVIUM_TEST_MATRIX").ok()?;
-    if wanted == "all" {
-        return Some(all);
+    if let Some((part, of)) = wanted.split_once('/') {
+        let (part, of): (usize, usize) = (part.parse().unwrap(), of.parse().unwrap());
+        assert!((1..=of).contains(&part), "there is no part {wanted}");
+        return Some(all.into_iter().skip(part - 1).step_by(of).collect());
     }
-    let (part, of) = wanted.split_once('/').expect("all, or a part such as 2/5");
-    let (part, of): (usize, usize) = (part.parse().unwrap(), of.parse().unwrap());
-    assert!((1..=of).contains(&part), "there is no part {wanted}");
-    Some(all.into_iter().skip(part - 1).step_by(of).collect())
+    all.retain(|case| wanted == "all" || format!("{case:?}").contains(&wanted));
+    Some(all)
 }
 
 impl Settings {

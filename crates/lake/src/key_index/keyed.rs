@@ -36,6 +36,7 @@ impl Committed<'_> {
     fn saved<T>(&self, save: impl FnOnce(&Saved<'_>) -> Result<T>) -> Result<T> {
         save(&Saved {
             stand: &(self.stand)(),
+            at_once: true,
             segments: &(self.segments)(),
             next_segment: self.next_segment,
         })

@@ -49,12 +49,16 @@ pub(crate) struct Manifest {
     pub(crate) segments: HashMap<String, ManifestSegment>,
     /// No run speaks of a file with this number or a higher one.
     pub(crate) next_segment: SegmentId,
+    /// It has the rows of the table as that stands, and no others.
+    pub(super) is_current: bool,
 }
 
 /// What is written into a manifest beside the runs.
 #[derive(Debug)]
 pub(crate) struct Saved<'a> {
     pub(crate) stand: &'a Stand,
+    /// The runs have exactly the rows of that version: they were not gathered over several.
+    pub(crate) at_once: bool,
     pub(crate) segments: &'a [ManifestSegment],
     pub(crate) next_segment: SegmentId,
 }
@@ -81,6 +85,7 @@ pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -
         "format": FORMAT,
         "table_id": saved.stand.table_id,
         "version": saved.stand.version,
+        "at_once": saved.at_once,
         "key": saved.stand.key,
         "next_segment": saved.next_segment,
         "runs": runs_written.collect::<Vec<_>>(),
@@ -131,10 +136,14 @@ pub(crate) fn read(
     if text("key") != Some(&stand.key) {
         return Err("the index is of another key".to_owned());
     }
-    if number("version").is_none_or(|version| version > stand.version) {
+    let version = number("version").filter(|version| *version <= stand.version);
+    let Some(version) = version else {
         return Err("the index is ahead of the table".to_owned());
-    }
-    parse(&value, width).ok_or_else(|| "the manifest lacks something".to_owned())
+    };
+    let mut manifest =
+        parse(&value, width).ok_or_else(|| "the manifest lacks something".to_owned())?;
+    manifest.is_current &= version == stand.version;
+    Ok(manifest)
 }
 
 fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
@@ -168,6 +177,7 @@ fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
         runs,
         segments,
         next_segment,
+        is_current: value.get("at_once")?.as_bool()?,
     })
 }
 

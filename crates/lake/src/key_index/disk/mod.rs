@@ -130,7 +130,7 @@ impl DiskIndex {
         let mut index = Self::new(home, manifest.width, memory_bytes);
         let runs = manifest.open_runs(&index.home)?;
         let by_ref: Vec<&Run> = runs.iter().collect();
-        let (live, stale) = restore::to_disk(&by_ref, covered)?;
+        let (live, stale) = restore::to_disk(manifest, &by_ref, covered)?;
         for run in runs {
             index.hold(run);
         }
@@ -152,7 +152,7 @@ impl DiskIndex {
     ) -> Result<ShardedIndex> {
         let runs = manifest.open_runs(home)?;
         let by_ref: Vec<&Run> = runs.iter().collect();
-        restore::to_memory(manifest.width, &by_ref, covered, keys)
+        restore::to_memory(manifest, &by_ref, covered, keys)
     }
 
     fn hold(&mut self, run: Run) {
@@ -582,6 +582,7 @@ impl Snapshotting {
             .map_err(|_| Error::bug("writing an index panicked"))??;
         let saved = Saved {
             stand,
+            at_once: false,
             segments: &self.segments,
             next_segment,
         };

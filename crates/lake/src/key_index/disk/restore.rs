@@ -11,11 +11,11 @@ use alluvium_change::Result;
 use hashbrown::HashMap;
 use roaring::RoaringTreemap;
 
-use super::manifest::doubt;
+use super::manifest::{Manifest, doubt};
 use super::merged::{SameKey, merged};
 use super::run::{Entry, GONE, Run};
 use crate::key_index::sharded::{SHARDS, ShardedBuilder, first_order_of, mix};
-use crate::key_index::{Key, KeyWidth, Location, SegmentId, ShardedIndex};
+use crate::key_index::{Key, Location, SegmentId, ShardedIndex};
 
 /// A live file that the runs cover.
 #[derive(Debug, Clone, Copy)]
@@ -55,14 +55,17 @@ impl Tally {
 struct Files<'a> {
     covered: &'a [Covered<'a>],
     by_id: HashMap<SegmentId, usize>,
+    /// Entries may be of rows deleted since. Otherwise none is, which the sums prove.
+    some_stale: bool,
 }
 
 impl<'a> Files<'a> {
-    fn new(covered: &'a [Covered<'a>]) -> Self {
+    fn new(covered: &'a [Covered<'a>], some_stale: bool) -> Self {
         let by_id = covered.iter().enumerate().map(|(at, file)| (file.id, at));
         Self {
             covered,
             by_id: by_id.collect(),
+            some_stale,
         }
     }
 
@@ -80,8 +83,8 @@ impl<'a> Files<'a> {
         if row >= file.num_rows {
             return Err(doubt("an entry is beyond its file's end"));
         }
-        let live = file.deleted.is_empty() || !file.deleted.contains(row);
-        Ok(live.then_some((at, row)))
+        let stale = self.some_stale && file.deleted.contains(row);
+        Ok((!stale).then_some((at, row)))
     }
 
     fn check(&self, tallies: &[Tally]) -> Result<()> {
@@ -147,12 +150,11 @@ fn read_part(runs: &[&Run], files: &Files<'_>, shard: usize, keep_live: bool) ->
 /// Reads all parts, some at a time, and checks that they are the files' live rows.
 fn read_all(
     runs: &[&Run],
-    covered: &[Covered<'_>],
+    files: &Files<'_>,
     keep_live: bool,
     take: &(dyn Fn(Part) + Sync),
 ) -> Result<()> {
-    let files = Files::new(covered);
-    let tallies = Mutex::new(vec![Tally::default(); covered.len()]);
+    let tallies = Mutex::new(vec![Tally::default(); files.covered.len()]);
     let failed = Mutex::new(None);
     let next = AtomicUsize::new(0);
     let work = || {
@@ -161,7 +163,7 @@ fn read_all(
             if shard >= SHARDS {
                 return;
             }
-            match read_part(runs, &files, shard, keep_live) {
+            match read_part(runs, files, shard, keep_live) {
                 Ok(part) => {
                     let mut all = tallies.lock().unwrap_or_else(PoisonError::into_inner);
                     for (all, tally) in all.iter_mut().zip(&part.tallies) {
@@ -188,23 +190,29 @@ fn read_all(
 
 /// The runs' live entries as a table in memory.
 pub(super) fn to_memory(
-    width: KeyWidth,
+    manifest: &Manifest,
     runs: &[&Run],
     covered: &[Covered<'_>],
     keys: u64,
 ) -> Result<ShardedIndex> {
-    let builder = ShardedBuilder::new(width, keys);
+    let builder = ShardedBuilder::new(manifest.width, keys);
+    let files = Files::new(covered, !manifest.is_current);
     // Merged runs have each key once.
-    read_all(runs, covered, true, &|part| {
+    read_all(runs, &files, true, &|part| {
         builder.add_to_shard(part.shard, &part.live);
     })?;
     Ok(builder.finish())
 }
 
 /// How many entries of the runs are live, and the keys of those that are not.
-pub(super) fn to_disk(runs: &[&Run], covered: &[Covered<'_>]) -> Result<(usize, Vec<Key>)> {
+pub(super) fn to_disk(
+    manifest: &Manifest,
+    runs: &[&Run],
+    covered: &[Covered<'_>],
+) -> Result<(usize, Vec<Key>)> {
+    let files = Files::new(covered, !manifest.is_current);
     let found = Mutex::new((0, Vec::new()));
-    read_all(runs, covered, false, &|part| {
+    read_all(runs, &files, false, &|part| {
         let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
         found.0 += part.live_count;
         found.1.extend(part.stale);
