@@ -320,15 +320,16 @@ async fn copy_in_snapshot(
         failed: Mutex::default(),
         started: Instant::now(),
     });
+    let guard = Arc::new(guard);
     let mut workers = JoinSet::new();
     for session in sessions {
-        workers.spawn(work(Arc::clone(&shared), session, shutdown.clone()));
+        let (shared, guard) = (Arc::clone(&shared), Arc::clone(&guard));
+        workers.spawn(work(shared, session, guard, shutdown.clone()));
     }
     while let Some(ended) = workers.join_next().await {
         // Dropping the set ends the other workers.
         ended.map_err(|error| Error::bug("a copying task panicked").with_source(error))??;
     }
-    drop(guard);
     Ok(())
 }
 
@@ -413,6 +414,7 @@ async fn begin(target: &CopyTarget, range_bytes: u64, snapshot: Lsn) -> Result<V
 async fn work(
     shared: Arc<Shared>,
     mut session: CopySession,
+    guard: Arc<SnapshotSession>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut delivering = JoinSet::new();
@@ -430,7 +432,7 @@ async fn work(
         let read = match next {
             Some(work) if !shared.has_failed(work.target) => {
                 let target = work.target;
-                let read = read_range(&shared, &mut session, work).await;
+                let read = read_range(&shared, &mut session, &guard, work).await;
                 shared.unless_of_table(target, read)?.flatten()
             }
             _ => None,
@@ -527,6 +529,7 @@ struct ReadRange {
 async fn read_range(
     shared: &Shared,
     session: &mut CopySession,
+    guard: &SnapshotSession,
     work: Work,
 ) -> Result<Option<ReadRange>> {
     let Some(target) = shared.targets.get(work.target) else {
@@ -535,7 +538,10 @@ async fn read_range(
     let reader = session
         .copy_range(&target.table, work.range, shared.held_bytes() / 4)
         .await?;
-    read_rows(shared, reader, work).await
+    let read = read_rows(shared, reader, work).await?;
+    // Had the locks been lost, the rows could have moved to pages that count as copied.
+    guard.check().await?;
+    Ok(read)
 }
 
 /// Reads a range's rows, and hands over what a worker does not hold. None when the table was given

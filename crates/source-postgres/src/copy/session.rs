@@ -103,6 +103,17 @@ impl SnapshotSession {
         })
     }
 
+    /// That the session, and with it every lock it took, has lasted until now.
+    ///
+    /// # Errors
+    /// `PG_CONNECTION_LOST`.
+    pub async fn check(&self) -> Result<()> {
+        self.client
+            .batch_execute("SELECT 1")
+            .await
+            .map_err(|error| map_error(error, "keeping tables locked"))
+    }
+
     /// [`Self::lock`] of many tables, without waiting for the answer about one before asking about
     /// the next.
     ///

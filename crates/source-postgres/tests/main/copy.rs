@@ -323,6 +323,42 @@ async fn row_level_security_is_an_error_not_a_gap() {
     assert!(error.is(&code::PG_RIGHTS), "{error:?}");
 }
 
+/// Without the locks a table may be rewritten between two ranges: its rows then have other places.
+#[tokio::test]
+async fn locks_that_were_lost_are_noticed() {
+    let options = database("copy_locks_lost").await;
+    let client = client(&options).await;
+    client
+        .batch_execute("CREATE TABLE public.t (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let found = tables(&client).await;
+    let (_exporter, snapshot) = exporter(&options, "copy_locks_lost").await;
+    let looking = SnapshotSession::open(&options, &snapshot).await.unwrap();
+    looking.lock(table(&found, "t")).await.unwrap();
+    looking.check().await.unwrap();
+    let ended = client
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks
+             WHERE relation = 'public.t'::regclass AND pid <> pg_backend_pid()",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(ended, 1);
+    // The server ends the session in its own time.
+    let mut checked = looking.check().await;
+    for _ in 0..100 {
+        if checked.is_err() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        checked = looking.check().await;
+    }
+    let error = checked.unwrap_err();
+    assert!(error.is(&code::PG_CONNECTION_LOST), "{error:?}");
+}
+
 /// What is left of a copy that was given up is passed over by the next on the session, also where the
 /// buffer ends within a row that is larger than it.
 #[tokio::test]
