@@ -4,7 +4,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Identity, Lsn, Op, TableSchema};
-use alluvium_lake::{Bronze, LakeSettings, MetadataColumn, Silver, SilverSettings, read};
+use alluvium_lake::{
+    Bronze, Compression, LakeSettings, MetadataColumn, Silver, SilverSettings, read,
+};
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
     Int16Array, Int32Array, Int64Array, ListBuilder, MapBuilder, MapFieldNames, RecordBatch,
@@ -14,6 +16,7 @@ use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::file::metadata::PageIndexPolicy;
 
 use crate::support::{TestLake, owner, read_table, schema};
@@ -281,8 +284,23 @@ fn seen(silver: &Silver) -> (RecordBatch, Vec<String>) {
 }
 
 #[test]
-fn rows_encoded_once_are_the_rows_encoded_twice() {
+fn rows_encoded_once_are_the_rows_encoded_twice_by_every_codec() {
+    for (compression, codec) in [
+        (
+            Compression::Zstd(3),
+            ParquetCompression::ZSTD(ZstdLevel::default()),
+        ),
+        (Compression::Lz4, ParquetCompression::LZ4_RAW),
+        (Compression::Snappy, ParquetCompression::SNAPPY),
+        (Compression::Uncompressed, ParquetCompression::UNCOMPRESSED),
+    ] {
+        encode_once_and_twice(compression, codec);
+    }
+}
+
+fn encode_once_and_twice(compression: Compression, codec: ParquetCompression) {
     let settings = LakeSettings {
+        compression,
         fsync: false,
         share_from_rows: 1,
         ..LakeSettings::default()
@@ -338,6 +356,10 @@ fn rows_encoded_once_are_the_rows_encoded_twice() {
                 ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).unwrap();
             assert!(reader.metadata().offset_index().is_some());
             assert!(reader.metadata().column_index().is_some());
+            assert_eq!(
+                reader.metadata().row_group(0).column(0).compression(),
+                codec
+            );
         }
     }
 }

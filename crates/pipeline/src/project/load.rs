@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, code};
+use alluvium_lake::{Compression, LakeSettings};
 use alluvium_source_postgres::replication::Protocol;
 use alluvium_source_postgres::tuples::Tuples;
 
@@ -85,6 +86,7 @@ pub fn parse(
     Ok(Project {
         // Without the "." of "./lake".
         lake_path: dir.join(expand(&written.lake.path)?).components().collect(),
+        compression: compression(written.lake.compression.as_deref(), file)?,
         source: source_settings(name, source, file, &dir, &expand)?,
         http: written.serve.settings(&limits, file)?,
         limits,
@@ -179,6 +181,33 @@ fn tuples(written: Option<&str>, file: &Path) -> Result<Tuples> {
             "write \"auto\", \"text\" or \"binary\"",
         )),
     }
+}
+
+fn compression(written: Option<&str>, file: &Path) -> Result<Compression> {
+    let (codec, level) = match written.map(|text| text.split_once(':').unwrap_or((text, ""))) {
+        None => return Ok(LakeSettings::default().compression),
+        Some(parts) => parts,
+    };
+    let known = match (codec, level) {
+        ("none", "") => Some(Compression::Uncompressed),
+        ("snappy", "") => Some(Compression::Snappy),
+        ("lz4", "") => Some(Compression::Lz4),
+        ("zstd", "") => Some(Compression::Zstd(1)),
+        ("zstd", level) => level
+            .parse()
+            .ok()
+            .filter(|level| (1..=22).contains(level))
+            .map(Compression::Zstd),
+        _ => None,
+    };
+    known.ok_or_else(|| {
+        let written = written.unwrap_or_default();
+        value_error(
+            file,
+            &format!("[lake] compression = \"{written}\" is not known"),
+            "write \"zstd\", \"zstd:3\" (levels 1 to 22), \"lz4\", \"snappy\" or \"none\"",
+        )
+    })
 }
 
 fn identifier(name: &str) -> String {
@@ -364,6 +393,25 @@ mod tests {
         assert!(!project.source.two_phase);
         let prepared = read(&SMALL.replace("[lake]", "two_phase = true\n[lake]")).unwrap();
         assert!(prepared.source.two_phase);
+        assert_eq!(project.compression, Compression::Zstd(1));
+    }
+
+    #[test]
+    fn compression_is_a_codec_with_its_level() {
+        let of = |text: &str| {
+            let written = format!("compression = \"{text}\"\n[limits]");
+            read(&format!("{SMALL}{written}")).map(|project| project.compression)
+        };
+        assert_eq!(of("zstd").unwrap(), Compression::Zstd(1));
+        assert_eq!(of("zstd:22").unwrap(), Compression::Zstd(22));
+        assert_eq!(of("lz4").unwrap(), Compression::Lz4);
+        assert_eq!(of("snappy").unwrap(), Compression::Snappy);
+        assert_eq!(of("none").unwrap(), Compression::Uncompressed);
+        for wrong in ["", "gzip", "zstd:0", "zstd:23", "zstd:fast", "lz4:1"] {
+            let error = of(wrong).unwrap_err();
+            assert!(error.is(&code::CONFIG_VALUE), "{wrong}: {error}");
+            assert!(error.hint().contains("zstd:3"), "{}", error.hint());
+        }
     }
 
     #[test]

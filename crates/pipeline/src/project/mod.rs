@@ -11,6 +11,7 @@ mod template;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use alluvium_lake::Compression;
 use alluvium_source_postgres::replication::Protocol;
 use alluvium_source_postgres::tuples::Tuples;
 use alluvium_source_postgres::type_map::OnInvalid;
@@ -34,6 +35,8 @@ pub struct Project {
     pub pipeline: String,
     pub source: SourceSettings,
     pub lake_path: PathBuf,
+    /// Of data files written from now on.
+    pub compression: Compression,
     pub limits: Limits,
     pub commit: CommitSettings,
     /// The HTTP server inside `alluvium run`, when there is to be one.
@@ -107,6 +110,7 @@ fn all_public() -> Vec<String> {
 #[serde(deny_unknown_fields)]
 struct LakeFile {
     path: String,
+    compression: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

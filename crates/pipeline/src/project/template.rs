@@ -47,6 +47,8 @@ tables = [{tables}]
 [lake]
 # Delta tables appear in <path>/silver (exact mirror) and <path>/bronze (every change).
 path = {lake_path}
+# Of data files: "zstd" (small), "zstd:3" (levels 1 to 22), "lz4" or "snappy" (less CPU), "none".
+# compression = "zstd"
 
 [limits]
 # Memory for changes, copied rows, files being written and key indexes.

@@ -267,6 +267,7 @@ fn open_lake(project: &Project) -> Result<Lake> {
         None => 0,
     };
     let settings = LakeSettings {
+        compression: project.compression,
         recent_bytes,
         delta_checkpoint_every_commits: project.commit.delta_checkpoint_every_commits,
         staging_bytes: usize::try_from(project.limits.memory_bytes / 32)
