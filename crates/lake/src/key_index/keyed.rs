@@ -33,10 +33,10 @@ pub(crate) struct Committed<'a> {
 }
 
 impl Committed<'_> {
-    fn saved<T>(&self, save: impl FnOnce(&Saved<'_>) -> Result<T>) -> Result<T> {
+    fn saved<T>(&self, keys: usize, save: impl FnOnce(&Saved<'_>) -> Result<T>) -> Result<T> {
         save(&Saved {
             stand: &(self.stand)(),
-            at_once: true,
+            keys: Some(keys as u64),
             segments: &(self.segments)(),
             next_segment: self.next_segment,
         })
@@ -191,7 +191,7 @@ impl KeyedIndex {
         match &mut self.form {
             Form::Disk(disk) => {
                 if due {
-                    let saved = committed.saved(|saved| disk.save(saved, false));
+                    let saved = committed.saved(disk.len(), |saved| disk.save(saved, false));
                     self.told(saved);
                 }
             }
@@ -204,7 +204,7 @@ impl KeyedIndex {
                     if snapshot.hand_over(memory, SNAPSHOT_ENTRIES) {
                         let stand = (committed.stand)();
                         let ended = snapshot.finish(&stand, committed.next_segment);
-                        self.told(ended.map(|_| ()));
+                        self.told(ended);
                     } else {
                         self.snapshot = Some(snapshot);
                     }
@@ -257,12 +257,11 @@ impl KeyedIndex {
             return Ok(());
         }
         match &mut self.form {
-            Form::Memory(memory) => committed.saved(|saved| save_memory(home, memory, saved))?,
-            Form::Disk(disk) => {
-                committed.saved(|saved| disk.save(saved, true))?;
-                0
+            Form::Memory(memory) => {
+                committed.saved(memory.len(), |saved| save_memory(home, memory, saved))
             }
-        };
+            Form::Disk(disk) => committed.saved(disk.len(), |saved| disk.save(saved, true)),
+        }?;
         self.saved();
         Ok(())
     }
@@ -331,18 +330,19 @@ impl Rebuild {
             Some(home) if !fits(&place, keys) => {
                 forget(home)?;
                 let memory_bytes = place.share.equal_bytes();
-                RebuildForm::Disk(BulkRuns::new(home.clone(), place.width, memory_bytes))
+                let bulk = BulkRuns::new(home.clone(), place.width, memory_bytes, keys);
+                RebuildForm::Disk(bulk)
             }
             _ => RebuildForm::Memory(ShardedBuilder::new(place.width, keys)),
         };
         Ok(Self { place, form })
     }
 
-    /// Adds entries; false when one of the keys was there.
+    /// Adds entries; false when one of the keys was there, as far as that is seen already.
     pub(crate) fn add(&self, entries: &[(Key, u64)]) -> Result<bool> {
         match &self.form {
             RebuildForm::Memory(builder) => Ok(builder.add(entries)),
-            RebuildForm::Disk(bulk) => bulk.add(entries),
+            RebuildForm::Disk(bulk) => bulk.add(entries).map(|()| true),
         }
     }
 

@@ -14,6 +14,12 @@ mod encode;
 mod keyed;
 mod row_index;
 mod sharded;
+mod spread;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use alluvium_change::Result;
 
 pub(crate) use budget::IndexBudget;
 pub(crate) use disk::{
@@ -53,9 +59,27 @@ impl Location {
 /// Entries that are worth a thread.
 const ENTRIES_PER_THREAD: u64 = 100_000;
 
-/// Runs `work` on as many threads as there are cores, if there is enough of it. Each takes pieces
-/// until none is left.
-pub(crate) fn in_parallel(entries: u64, work: &(dyn Fn() + Sync)) {
+/// Does so many pieces of work, of so many entries together, on as many threads as there are cores
+/// if it is worth it. Each takes a piece until none is left or one failed.
+pub(crate) fn in_parallel(
+    entries: u64,
+    pieces: usize,
+    work: &(dyn Fn(usize) -> Result<()> + Sync),
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let work = || {
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return;
+            }
+            if let Err(error) = work(piece) {
+                next.store(pieces, Ordering::Relaxed);
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let worth = usize::try_from(entries / ENTRIES_PER_THREAD).unwrap_or(usize::MAX);
     let threads = cores.min(worth).max(1);
@@ -65,4 +89,6 @@ pub(crate) fn in_parallel(entries: u64, work: &(dyn Fn() + Sync)) {
         }
         work();
     });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.map_or(Ok(()), Err)
 }

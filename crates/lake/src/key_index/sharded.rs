@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::spread::Spread;
 use super::{Key, KeyWidth, Location};
 
 pub(crate) const SHARDS: usize = 64;
@@ -56,6 +57,21 @@ pub(super) fn mix(value: u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+/// The value that [`mix`] makes this of.
+fn unmix(mixed: u64) -> u64 {
+    let mut value = mixed ^ (mixed >> 31) ^ (mixed >> 62);
+    value = value.wrapping_mul(0x3196_42B2_D24D_8EC3);
+    value ^= (value >> 27) ^ (value >> 54);
+    value = value.wrapping_mul(0x96DE_1B17_3F11_9089);
+    value ^= (value >> 30) ^ (value >> 60);
+    value.wrapping_sub(0x9E37_79B9_7F4A_7C15)
+}
+
+/// The key of at most 8 bytes that stands there in a sorted run.
+pub(super) fn narrow_key_at(order: u64) -> Key {
+    unmix(order.rotate_left(SHARD_BITS_TO)).key()
 }
 
 impl KeyWidth {
@@ -300,6 +316,7 @@ fn room(keys: usize) -> usize {
 pub(crate) struct ShardedBuilder {
     width: KeyWidth,
     shards: Vec<Mutex<Shard>>,
+    scratch: Mutex<Vec<Spread<(Key, u64)>>>,
 }
 
 impl ShardedBuilder {
@@ -310,28 +327,27 @@ impl ShardedBuilder {
         Self {
             width,
             shards: shards.collect(),
+            scratch: Mutex::default(),
         }
     }
 
     /// Adds entries; false when one of the keys was there.
     pub(crate) fn add(&self, entries: &[(Key, u64)]) -> bool {
-        let mut by_shard: Vec<Vec<(u64, Key, u64)>> = vec![Vec::new(); SHARDS];
-        for (key, place) in entries {
-            let hash = self.width.hash(*key);
-            if let Some(bucket) = by_shard.get_mut(shard_of(hash)) {
-                bucket.push((hash, *key, *place));
-            }
-        }
+        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_shard = pool().pop().unwrap_or_default();
+        by_shard.fill(entries, SHARDS, |(key, _)| shard_of(self.width.hash(*key)));
         let mut new = true;
-        for (bucket, shard) in by_shard.iter().zip(&self.shards) {
-            if bucket.is_empty() {
+        for (entries, shard) in by_shard.buckets().zip(&self.shards) {
+            if entries.is_empty() {
                 continue;
             }
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (hash, key, place) in bucket {
-                new &= shard.insert(*hash, *key, *place).is_none();
+            for (key, place) in entries {
+                let hash = self.width.hash(*key);
+                new &= shard.insert(hash, *key, *place).is_none();
             }
         }
+        pool().push(by_shard);
         new
     }
 
@@ -433,6 +449,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_narrow_key_is_known_by_its_order(key: u64) {
+            let key = Key::from(key);
+            assert_eq!(narrow_key_at(KeyWidth::Narrow.order(key)), key);
+        }
+
         #[test]
         fn equals_a_map(steps in proptest::collection::vec(step(), 0..400)) {
             run(steps.clone(), ShardedIndex::new(KeyWidth::Narrow), u128::from(u64::MAX));

@@ -36,6 +36,11 @@ impl Descriptor {
         json
     }
 
+    /// Tells it from all others of its table, and from what replaces it.
+    pub(crate) fn identity(&self) -> String {
+        self.to_json().to_string()
+    }
+
     /// Reads the deleted rows.
     pub(super) fn read(&self, engine: &Engine, url: &Url, dir: &Path) -> Result<RoaringTreemap> {
         let rows = self

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alluvium_change::{Error, Identity, Result, TableSchema};
@@ -150,20 +149,11 @@ impl KeyColumns<'_> {
         files: &[(SegmentId, &Segment)],
         take: &(dyn Fn(Entries<'_>) -> Result<()> + Sync),
     ) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None);
-        let work = || {
-            while let Some((id, segment)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.read_file(*id, segment, take) {
-                    next.store(files.len(), Ordering::Relaxed);
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                }
-            }
-        };
         let rows = files.iter().map(|(_, segment)| segment.file.num_rows).sum();
-        in_parallel(rows, &work);
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failed.map_or(Ok(()), Err)
+        in_parallel(rows, files.len(), &|at| match files.get(at) {
+            Some((id, segment)) => self.read_file(*id, segment, take),
+            None => Ok(()),
+        })
     }
 
     fn read_file(
@@ -260,6 +250,7 @@ impl Silver {
             .map(|(id, segment)| Covered {
                 id,
                 num_rows: segment.file.num_rows,
+                deletion_vector: segment.deletion_vector(),
                 deleted: &segment.deleted,
             })
             .collect();

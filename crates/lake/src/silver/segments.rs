@@ -60,6 +60,12 @@ pub(super) fn snapshot_of_name(name: &str) -> Option<Lsn> {
 }
 
 impl Segment {
+    /// What names its deleted rows in the log; empty when there are none.
+    pub(super) fn deletion_vector(&self) -> String {
+        let descriptor = self.file.deletion_vector.as_ref();
+        descriptor.map(Descriptor::identity).unwrap_or_default()
+    }
+
     pub(super) fn live_rows(&self) -> u64 {
         self.file.num_rows.saturating_sub(self.deleted.len())
     }
@@ -93,6 +99,7 @@ impl Segments {
                 path: segment.file.path.clone(),
                 size_bytes: segment.file.size_bytes,
                 num_rows: segment.file.num_rows,
+                deletion_vector: segment.deletion_vector(),
             })
             .collect()
     }

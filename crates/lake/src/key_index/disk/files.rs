@@ -4,7 +4,7 @@
 //! that it can be shown, each write passes one place, where tests cut the power.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, code};
@@ -57,14 +57,14 @@ impl Home {
             .map_err(|e| durable::io_error("create", &path, e))
     }
 
-    pub(super) fn append(&self, file: &mut File, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, file: &File, name: &str, bytes: &[u8], at: u64) -> Result<()> {
         let path = self.path(name);
         if let Err(error) = self.step() {
             // A write that a crash cut leaves a part.
-            let _ = file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default());
+            let _ = file.write_all_at(bytes.get(..bytes.len() / 2).unwrap_or_default(), at);
             return Err(error);
         }
-        file.write_all(bytes)
+        file.write_all_at(bytes, at)
             .map_err(|e| durable::io_error("write", &path, e))
     }
 
@@ -126,8 +126,13 @@ impl Home {
     }
 }
 
-/// An index file that is not as it was written. Opening the table again rebuilds the index.
+/// What makes the other files valid.
+pub(super) const MANIFEST: &str = "manifest";
+
+/// An index file that is not as it was written. Takes the manifest away, so that opening the table
+/// again rebuilds the index.
 pub(super) fn damaged(path: &Path, detail: impl Into<String>) -> Error {
+    let _ = fs::remove_file(path.with_file_name(MANIFEST));
     Error::new(
         &code::LAKE_IO,
         format!("the key index file \"{}\" is damaged", path.display()),

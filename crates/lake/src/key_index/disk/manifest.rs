@@ -12,14 +12,14 @@ use alluvium_change::{Error, Result, failpoint};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::files::Home;
+use super::files::{Home, MANIFEST};
+use super::restore::Covered;
 use super::run::Run;
 use crate::key_index::{KeyWidth, SegmentId};
 
-const NAME: &str = "manifest";
 const TEMPORARY: &str = "manifest.tmp";
 /// Raised with every change of the files or of how keys are encoded.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// A data file as the runs number it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) struct ManifestSegment {
     pub(crate) path: String,
     pub(crate) size_bytes: i64,
     pub(crate) num_rows: u64,
+    /// What the log calls its deleted rows.
+    pub(crate) deletion_vector: String,
 }
 
 /// The state of a table an index belongs to.
@@ -49,16 +51,17 @@ pub(crate) struct Manifest {
     pub(crate) segments: HashMap<String, ManifestSegment>,
     /// No run speaks of a file with this number or a higher one.
     pub(crate) next_segment: SegmentId,
-    /// It has the rows of the table as that stands, and no others.
-    pub(super) is_current: bool,
+    /// How many keys the runs have, if these are exactly the rows its files had then.
+    pub(super) keys: Option<u64>,
 }
 
 /// What is written into a manifest beside the runs.
 #[derive(Debug)]
 pub(crate) struct Saved<'a> {
     pub(crate) stand: &'a Stand,
-    /// The runs have exactly the rows of that version: they were not gathered over several.
-    pub(crate) at_once: bool,
+    /// How many keys the runs have, if these are exactly the rows of that version. They are not when
+    /// they were gathered over several.
+    pub(crate) keys: Option<u64>,
     pub(crate) segments: &'a [ManifestSegment],
     pub(crate) next_segment: SegmentId,
 }
@@ -76,6 +79,7 @@ pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -
             "path": segment.path,
             "size_bytes": segment.size_bytes,
             "num_rows": segment.num_rows,
+            "deletion_vector": segment.deletion_vector,
         })
     });
     let runs_written = runs
@@ -85,7 +89,7 @@ pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -
         "format": FORMAT,
         "table_id": saved.stand.table_id,
         "version": saved.stand.version,
-        "at_once": saved.at_once,
+        "keys": saved.keys,
         "key": saved.stand.key,
         "next_segment": saved.next_segment,
         "runs": runs_written.collect::<Vec<_>>(),
@@ -94,20 +98,20 @@ pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -
     .to_string();
     let text = format!("{:016x}\n{body}", xxh3_64(body.as_bytes()));
     home.remove(TEMPORARY)?;
-    let mut file = home.create(TEMPORARY)?;
-    home.append(&mut file, TEMPORARY, text.as_bytes())?;
+    let file = home.create(TEMPORARY)?;
+    home.write(&file, TEMPORARY, text.as_bytes(), 0)?;
     home.sync(&file, TEMPORARY)?;
     // The runs' names, too, are durable before the manifest that needs them has its own.
     home.sync_dir()?;
     failpoint::hit("index.before_manifest");
-    home.rename(TEMPORARY, NAME)?;
+    home.rename(TEMPORARY, MANIFEST)?;
     home.sync_dir()?;
     failpoint::hit("index.after_manifest");
     if !tidy {
         return Ok(());
     }
     let mut names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    names.push(NAME);
+    names.push(MANIFEST);
     home.keep_only(&names)
 }
 
@@ -117,7 +121,7 @@ pub(crate) fn read(
     stand: &Stand,
     width: KeyWidth,
 ) -> std::result::Result<Manifest, String> {
-    let text = fs::read(home.path(NAME)).map_err(|e| e.to_string())?;
+    let text = fs::read(home.path(MANIFEST)).map_err(|e| e.to_string())?;
     let (checksum, body) = text
         .split_at_checked(17)
         .ok_or("the manifest is too short")?;
@@ -136,14 +140,10 @@ pub(crate) fn read(
     if text("key") != Some(&stand.key) {
         return Err("the index is of another key".to_owned());
     }
-    let version = number("version").filter(|version| *version <= stand.version);
-    let Some(version) = version else {
+    if number("version").is_none_or(|version| version > stand.version) {
         return Err("the index is ahead of the table".to_owned());
-    };
-    let mut manifest =
-        parse(&value, width).ok_or_else(|| "the manifest lacks something".to_owned())?;
-    manifest.is_current &= version == stand.version;
-    Ok(manifest)
+    }
+    parse(&value, width).ok_or_else(|| "the manifest lacks something".to_owned())
 }
 
 fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
@@ -166,6 +166,7 @@ fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
             path: segment.get("path")?.as_str()?.to_owned(),
             size_bytes: segment.get("size_bytes")?.as_i64()?,
             num_rows: segment.get("num_rows")?.as_u64()?,
+            deletion_vector: segment.get("deletion_vector")?.as_str()?.to_owned(),
         };
         if !ids.insert(segment.id) {
             return None;
@@ -177,18 +178,33 @@ fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
         runs,
         segments,
         next_segment,
-        is_current: value.get("at_once")?.as_bool()?,
+        keys: value.get("keys")?.as_u64(),
     })
 }
 
 impl Manifest {
+    /// How many keys the runs have, if they have exactly the live rows of these files, by number
+    /// and name of their deleted rows. Equal names are equal files: both have a random part.
+    pub(super) fn keys_of(&self, covered: &[Covered<'_>]) -> Option<u64> {
+        let saved: HashMap<SegmentId, &str> = self
+            .segments
+            .values()
+            .map(|segment| (segment.id, segment.deletion_vector.as_str()))
+            .collect();
+        let as_saved = |file: &Covered<'_>| {
+            saved.get(&file.id).copied() == Some(file.deletion_vector.as_str())
+        };
+        self.keys
+            .filter(|_| covered.len() == saved.len() && covered.iter().all(as_saved))
+    }
+
     /// Opens the runs, oldest first.
     pub(super) fn open_runs(&self, home: &Home) -> Result<Vec<Run>> {
         let names: Vec<&str> = self
             .runs
             .iter()
             .map(|(name, _)| name.as_str())
-            .chain([NAME])
+            .chain([MANIFEST])
             .collect();
         home.keep_only(&names)?;
         self.runs
@@ -200,7 +216,7 @@ impl Manifest {
 
 /// Takes the manifest away, so that nothing is valid any more.
 pub(super) fn forget(home: &Home) -> Result<()> {
-    home.remove(NAME)
+    home.remove(MANIFEST)
 }
 
 /// The index is not to be trusted.

@@ -19,6 +19,7 @@ mod restore;
 mod run;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,9 +31,10 @@ use hashbrown::HashMap;
 pub(crate) use bulk::BulkRuns;
 pub(crate) use files::Home;
 pub(crate) use manifest::{Manifest, ManifestSegment, Saved, Stand, doubt, read as read_manifest};
-use merged::{SameKey, merged};
+use merged::merged;
 pub(crate) use restore::Covered;
-use run::{Entry, GONE, Lookup, Run, RunWriter};
+use run::{Entry, GONE, Lookup, Run};
+use write::RunWriter;
 
 use super::sharded::SHARDS;
 use super::{Key, KeyWidth, Location, ShardedIndex};
@@ -130,7 +132,11 @@ impl DiskIndex {
         let mut index = Self::new(home, manifest.width, memory_bytes);
         let runs = manifest.open_runs(&index.home)?;
         let by_ref: Vec<&Run> = runs.iter().collect();
-        let (live, stale) = restore::to_disk(manifest, &by_ref, covered)?;
+        let (live, stale) = match manifest.keys_of(covered) {
+            // Damage shows where a block is read.
+            Some(keys) => (usize::try_from(keys).unwrap_or(usize::MAX), Vec::new()),
+            None => restore::to_disk(&by_ref, covered)?,
+        };
         for run in runs {
             index.hold(run);
         }
@@ -454,7 +460,7 @@ fn merge(
     let mut writer = RunWriter::create(home, width, entries)?;
     let mut count: u64 = 0;
     let mut cancelled = false;
-    merged(runs, (0, None), SameKey::NewestWins, &mut |entry| {
+    merged(runs, (0, None), &mut |entry| {
         count += 1;
         if count.is_multiple_of(4096) {
             cancelled |= cancel.load(Ordering::Relaxed);
@@ -493,10 +499,9 @@ fn sorted(width: KeyWidth, entries: Vec<(Key, u64)>) -> Vec<Entry> {
 }
 
 /// Writes an index in memory and makes it the one that is found at the next open.
-pub(crate) fn save_memory(home: &Home, memory: &ShardedIndex, saved: &Saved<'_>) -> Result<u64> {
+pub(crate) fn save_memory(home: &Home, memory: &ShardedIndex, saved: &Saved<'_>) -> Result<()> {
     let run = write_memory(home, memory)?;
-    manifest::write(home, saved, &[&run], true)?;
-    Ok(run.bytes)
+    manifest::write(home, saved, &[&run], true)
 }
 
 /// A snapshot of an index in memory that is written shard by shard, on a thread of its own.
@@ -574,7 +579,7 @@ impl Snapshotting {
     }
 
     /// Waits for the writer, and makes the snapshot the one that is found at the next open.
-    pub(crate) fn finish(self, stand: &Stand, next_segment: super::SegmentId) -> Result<u64> {
+    pub(crate) fn finish(self, stand: &Stand, next_segment: super::SegmentId) -> Result<()> {
         drop(self.shards);
         let run = self
             .thread
@@ -582,12 +587,11 @@ impl Snapshotting {
             .map_err(|_| Error::bug("writing an index panicked"))??;
         let saved = Saved {
             stand,
-            at_once: false,
+            keys: None,
             segments: &self.segments,
             next_segment,
         };
-        manifest::write(&self.home, &saved, &[&run], true)?;
-        Ok(run.bytes)
+        manifest::write(&self.home, &saved, &[&run], true)
     }
 
     /// Gives up; what was written is removed with the next manifest.

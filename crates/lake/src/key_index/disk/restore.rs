@@ -4,7 +4,6 @@
 //! and by a sum over their places the same. Whatever does not fit is an error, upon which the index
 //! is rebuilt.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use alluvium_change::Result;
@@ -12,16 +11,18 @@ use hashbrown::HashMap;
 use roaring::RoaringTreemap;
 
 use super::manifest::{Manifest, doubt};
-use super::merged::{SameKey, merged};
+use super::merged::merged;
 use super::run::{Entry, GONE, Run};
 use crate::key_index::sharded::{SHARDS, ShardedBuilder, first_order_of, mix};
-use crate::key_index::{Key, Location, SegmentId, ShardedIndex};
+use crate::key_index::{Key, Location, SegmentId, ShardedIndex, in_parallel};
 
 /// A live file that the runs cover.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Covered<'a> {
     pub(crate) id: SegmentId,
     pub(crate) num_rows: u64,
+    /// What the log calls its deleted rows.
+    pub(crate) deletion_vector: String,
     pub(crate) deleted: &'a RoaringTreemap,
 }
 
@@ -138,12 +139,7 @@ fn read_part(runs: &[&Run], files: &Files<'_>, shard: usize, keep_live: bool) ->
         }
         Ok(())
     };
-    merged(
-        runs,
-        (first_order_of(shard), until),
-        SameKey::NewestWins,
-        &mut take,
-    )?;
+    merged(runs, (first_order_of(shard), until), &mut take)?;
     Ok(part)
 }
 
@@ -155,36 +151,18 @@ fn read_all(
     take: &(dyn Fn(Part) + Sync),
 ) -> Result<()> {
     let tallies = Mutex::new(vec![Tally::default(); files.covered.len()]);
-    let failed = Mutex::new(None);
-    let next = AtomicUsize::new(0);
-    let work = || {
-        loop {
-            let shard = next.fetch_add(1, Ordering::Relaxed);
-            if shard >= SHARDS {
-                return;
-            }
-            match read_part(runs, files, shard, keep_live) {
-                Ok(part) => {
-                    let mut all = tallies.lock().unwrap_or_else(PoisonError::into_inner);
-                    for (all, tally) in all.iter_mut().zip(&part.tallies) {
-                        all.rows += tally.rows;
-                        all.places = all.places.wrapping_add(tally.places);
-                    }
-                    drop(all);
-                    take(part);
-                }
-                Err(error) => {
-                    next.store(SHARDS, Ordering::Relaxed);
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                }
-            }
+    let entries = runs.iter().map(|run| run.entries).sum();
+    in_parallel(entries, SHARDS, &|shard| {
+        let part = read_part(runs, files, shard, keep_live)?;
+        let mut all = tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        for (all, tally) in all.iter_mut().zip(&part.tallies) {
+            all.rows += tally.rows;
+            all.places = all.places.wrapping_add(tally.places);
         }
-    };
-    let entries: u64 = runs.iter().map(|run| run.entries).sum();
-    crate::key_index::in_parallel(entries, &work);
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
+        drop(all);
+        take(part);
+        Ok(())
+    })?;
     files.check(&tallies.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -196,7 +174,7 @@ pub(super) fn to_memory(
     keys: u64,
 ) -> Result<ShardedIndex> {
     let builder = ShardedBuilder::new(manifest.width, keys);
-    let files = Files::new(covered, !manifest.is_current);
+    let files = Files::new(covered, manifest.keys_of(covered).is_none());
     // Merged runs have each key once.
     read_all(runs, &files, true, &|part| {
         builder.add_to_shard(part.shard, &part.live);
@@ -205,12 +183,8 @@ pub(super) fn to_memory(
 }
 
 /// How many entries of the runs are live, and the keys of those that are not.
-pub(super) fn to_disk(
-    manifest: &Manifest,
-    runs: &[&Run],
-    covered: &[Covered<'_>],
-) -> Result<(usize, Vec<Key>)> {
-    let files = Files::new(covered, !manifest.is_current);
+pub(super) fn to_disk(runs: &[&Run], covered: &[Covered<'_>]) -> Result<(usize, Vec<Key>)> {
+    let files = Files::new(covered, true);
     let found = Mutex::new((0, Vec::new()));
     read_all(runs, &files, false, &|part| {
         let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);

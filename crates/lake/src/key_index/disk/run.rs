@@ -1,7 +1,7 @@
 //! A run: entries sorted by their keys' order, in one file that is never changed.
 //!
 //! ```text
-//! blocks of 1 KiB: entries (key, place) · zeros · checksum over both and the block's number
+//! blocks of 1 KiB: entries (key, place) · zeros · how many entries · checksum over all and the block's number
 //! fences: the order of each block's first key · filter · footer of 64 bytes
 //! ```
 //!
@@ -25,11 +25,12 @@ pub(crate) const GONE: u64 = u64::MAX;
 
 /// Small: what a lookup costs is reading a block and its checksum.
 pub(super) const BLOCK_BYTES: usize = 1024;
-const CHECKSUM_BYTES: usize = 8;
-const FOOTER_BYTES: usize = 64;
-const MAGIC: &[u8; 8] = b"ALVRUN2\n";
-/// Written at once.
-const WRITE_BYTES: usize = 1 << 20;
+pub(super) const CHECKSUM_BYTES: usize = 8;
+const COUNT_BYTES: usize = 8;
+/// Of a block, what its entries may take.
+pub(super) const BLOCK_ENTRIES_BYTES: usize = BLOCK_BYTES - COUNT_BYTES - CHECKSUM_BYTES;
+pub(super) const FOOTER_BYTES: usize = 64;
+pub(super) const MAGIC: &[u8; 8] = b"ALVRUN3\n";
 
 /// An entry with its key's order, by which runs are sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,12 +40,12 @@ pub(crate) struct Entry {
     pub(crate) place: u64,
 }
 
-fn entry_bytes(width: KeyWidth) -> usize {
+pub(super) fn entry_bytes(width: KeyWidth) -> usize {
     width.bytes() + size_of::<u64>()
 }
 
-fn per_block(width: KeyWidth) -> usize {
-    (BLOCK_BYTES - CHECKSUM_BYTES) / entry_bytes(width)
+pub(super) fn per_block(width: KeyWidth) -> usize {
+    BLOCK_ENTRIES_BYTES / entry_bytes(width)
 }
 
 /// The number in the first 8 bytes; 0 where there are fewer.
@@ -58,11 +59,19 @@ fn le_words(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(le_u64).collect()
 }
 
-fn word_bytes(words: &[u64]) -> impl Iterator<Item = u8> + '_ {
+pub(super) fn word_bytes(words: &[u64]) -> impl Iterator<Item = u8> + '_ {
     words.iter().flat_map(|word| word.to_le_bytes())
 }
 
-/// The entries of a block's bytes.
+/// How many entries a block has.
+fn count(block: &[u8], width: KeyWidth) -> usize {
+    let count = le_u64(block.get(BLOCK_ENTRIES_BYTES..).unwrap_or_default());
+    usize::try_from(count)
+        .unwrap_or(usize::MAX)
+        .min(per_block(width))
+}
+
+/// The first `count` of some entries' bytes.
 fn entries(block: &[u8], width: KeyWidth, count: usize) -> impl Iterator<Item = Entry> + '_ {
     block
         .chunks_exact(entry_bytes(width))
@@ -79,135 +88,20 @@ fn entries(block: &[u8], width: KeyWidth, count: usize) -> impl Iterator<Item = 
         })
 }
 
-/// Writes a run, entry by entry.
-pub(super) struct RunWriter<'a> {
-    home: &'a Home,
-    name: String,
-    file: File,
-    width: KeyWidth,
-    /// Blocks not written yet; the last one open.
-    bytes: Vec<u8>,
-    in_block: usize,
-    entries: u64,
-    fences: Vec<u64>,
-    filter: Filter,
-    last: Option<(u64, Key)>,
-}
-
-impl<'a> RunWriter<'a> {
-    pub(super) fn create(home: &'a Home, width: KeyWidth, at_most: u64) -> Result<Self> {
-        let name = format!("run-{}", uuid::Uuid::new_v4());
-        let file = home.create(&name)?;
-        Ok(Self {
-            home,
-            name,
-            file,
-            width,
-            bytes: Vec::new(),
-            in_block: 0,
-            entries: 0,
-            fences: Vec::new(),
-            filter: Filter::new(usize::try_from(at_most).unwrap_or(usize::MAX)),
-            last: None,
-        })
-    }
-
-    /// Adds an entry, whose key comes after all before.
-    pub(super) fn push(&mut self, entry: Entry) -> Result<()> {
-        if self.last >= Some((entry.order, entry.key)) {
-            return Err(Error::bug("entries of an index run are not sorted"));
-        }
-        self.last = Some((entry.order, entry.key));
-        if self.in_block == 0 {
-            self.fences.push(entry.order);
-        }
-        let key = entry.key.to_le_bytes();
-        self.bytes
-            .extend_from_slice(key.get(..self.width.bytes()).unwrap_or_default());
-        self.bytes.extend_from_slice(&entry.place.to_le_bytes());
-        self.filter.insert(entry.order);
-        self.in_block += 1;
-        self.entries += 1;
-        if self.in_block == per_block(self.width) {
-            self.close_block();
-            if self.bytes.len() >= WRITE_BYTES {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close_block(&mut self) {
-        let start = self.bytes.len() - self.in_block * entry_bytes(self.width);
-        self.bytes.resize(start + BLOCK_BYTES - CHECKSUM_BYTES, 0);
-        let number = self.fences.len() as u64 - 1;
-        let block = self.bytes.get(start..).unwrap_or_default();
-        let checksum = xxh3_64_with_seed(block, number);
-        self.bytes.extend_from_slice(&checksum.to_le_bytes());
-        self.in_block = 0;
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if !self.bytes.is_empty() {
-            self.home.append(&mut self.file, &self.name, &self.bytes)?;
-            self.bytes.clear();
-        }
-        Ok(())
-    }
-
-    /// Writes what is left. The caller syncs, before a manifest names the run.
-    pub(super) fn finish(mut self) -> Result<Run> {
-        if self.in_block > 0 {
-            self.close_block();
-        }
-        self.flush()?;
-        let mut tail: Vec<u8> = word_bytes(&self.fences).collect();
-        tail.extend(word_bytes(self.filter.words()));
-        let mut footer = Vec::with_capacity(FOOTER_BYTES);
-        footer.extend_from_slice(MAGIC);
-        for number in [
-            self.width.bytes() as u64,
-            self.entries,
-            self.fences.len() as u64,
-            self.filter.words().len() as u64,
-            xxh3_64(&tail),
-            0,
-        ] {
-            footer.extend_from_slice(&number.to_le_bytes());
-        }
-        let checksum = xxh3_64(&footer);
-        footer.extend_from_slice(&checksum.to_le_bytes());
-        tail.extend_from_slice(&footer);
-        self.home.append(&mut self.file, &self.name, &tail)?;
-        Ok(Run {
-            path: self.home.path(&self.name),
-            name: self.name,
-            file: self.file,
-            width: self.width,
-            entries: self.entries,
-            checksum,
-            bytes: self.fences.len() as u64 * BLOCK_BYTES as u64 + tail.len() as u64,
-            filter_words: self.filter.words().len(),
-            fences: self.fences,
-            synced: AtomicBool::new(false),
-        })
-    }
-}
-
 /// A run, open for reading.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(super) name: String,
-    path: PathBuf,
-    file: File,
-    width: KeyWidth,
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    pub(super) width: KeyWidth,
     pub(super) entries: u64,
     /// Of its footer, which has those of everything but the blocks.
     pub(super) checksum: u64,
     pub(super) bytes: u64,
-    filter_words: usize,
-    fences: Vec<u64>,
-    synced: AtomicBool,
+    pub(super) filter_words: usize,
+    pub(super) fences: Vec<u64>,
+    pub(super) synced: AtomicBool,
 }
 
 impl Run {
@@ -233,7 +127,7 @@ impl Run {
             || xxh3_64(body) != checksum
             || !body.starts_with(MAGIC)
             || *key_bytes != width.bytes() as u64
-            || entries.div_ceil(per_block(width) as u64) != *blocks
+            || entries.div_ceil(per_block(width) as u64) > *blocks
         {
             return Err(wrong("its end is damaged"));
         }
@@ -296,21 +190,12 @@ impl Run {
             .ok_or_else(|| damaged(&self.path, "its filter has no blocks"))
     }
 
-    fn count(&self, block: usize) -> usize {
-        let full = per_block(self.width);
-        let before = block.saturating_mul(full);
-        let left = usize::try_from(self.entries)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(before);
-        left.min(full)
-    }
-
     /// Reads blocks into `bytes` and checks them.
     fn read_blocks(&self, from: usize, to: usize, bytes: &mut Vec<u8>) -> Result<()> {
         bytes.resize(to.saturating_sub(from) * BLOCK_BYTES, 0);
         self.file
             .read_exact_at(bytes, (from * BLOCK_BYTES) as u64)
-            .map_err(|e| io_error("read", &self.path, e))?;
+            .map_err(|e| damaged(&self.path, e.to_string()))?;
         for (at, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
             let (body, own) = block.split_at(BLOCK_BYTES - CHECKSUM_BYTES);
             if xxh3_64_with_seed(body, (from + at) as u64) != le_u64(own) {
@@ -379,7 +264,7 @@ impl<'a> Lookup<'a> {
                 self.block = Some(block);
             }
             let size = entry_bytes(run.width);
-            let count = run.count(block);
+            let count = count(&self.bytes, run.width);
             // Binary search for the first entry not before the key.
             let (mut low, mut high) = (0, count);
             while low < high {
@@ -455,12 +340,13 @@ impl<'a> Scan<'a> {
             let to = (self.next_block + SCAN_BLOCKS).min(end);
             self.run.read_blocks(self.next_block, to, &mut self.bytes)?;
             let (from, until) = (self.from, self.until);
-            for (at, block) in self.bytes.chunks_exact(BLOCK_BYTES).enumerate() {
-                let count = self.run.count(self.next_block + at);
-                self.ready
-                    .extend(entries(block, self.run.width, count).filter(|entry| {
-                        entry.order >= from && until.is_none_or(|until| entry.order < until)
-                    }));
+            let width = self.run.width;
+            for block in self.bytes.chunks_exact(BLOCK_BYTES) {
+                let within = |entry: &Entry| {
+                    entry.order >= from && until.is_none_or(|until| entry.order < until)
+                };
+                let entries = entries(block, width, count(block, width));
+                self.ready.extend(entries.filter(within));
             }
             self.next_block = to;
         }

@@ -21,6 +21,13 @@ pub(super) struct DataFile {
     pub(super) deleted: RoaringTreemap,
 }
 
+impl DataFile {
+    /// As its deleted rows are called.
+    fn deletion_vector(&self) -> String {
+        format!("{:?}", self.deleted)
+    }
+}
+
 /// What the log says: files by path.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
@@ -52,7 +59,7 @@ pub(super) struct Session<'a> {
     paths: BTreeMap<SegmentId, String>,
     next_id: SegmentId,
     open_file: Option<String>,
-    index: KeyedIndex,
+    pub(super) index: KeyedIndex,
     pub(super) restored: bool,
     budget: Arc<IndexBudget>,
     memory_bytes: usize,
@@ -161,6 +168,7 @@ impl Opened {
                 .map(|(path, file)| Covered {
                     id: ids[path],
                     num_rows: file.keys.len() as u64,
+                    deletion_vector: file.deletion_vector(),
                     deleted: &file.deleted,
                 })
                 .collect();
@@ -195,8 +203,26 @@ impl Opened {
 }
 
 impl<'a> Session<'a> {
-    /// Opens the table, again and again while the power goes meanwhile.
+    /// Opens the table; again while the power goes meanwhile, and when damage shows as its keys are
+    /// looked up.
     pub(super) fn open(
+        dir: &Path,
+        memory_bytes: usize,
+        width: KeyWidth,
+        table: &'a mut Table,
+        power: Option<&Power>,
+    ) -> Self {
+        let mut session = Self::open_once(dir, memory_bytes, width, table, power);
+        if session.check().is_err() {
+            let Session { committed, .. } = session;
+            session = Self::open_once(dir, memory_bytes, width, committed, power);
+            assert!(!session.restored, "what is damaged is rebuilt");
+            session.check().unwrap();
+        }
+        session
+    }
+
+    fn open_once(
         dir: &Path,
         memory_bytes: usize,
         width: KeyWidth,
@@ -229,7 +255,7 @@ impl<'a> Session<'a> {
                 (Err(error), _) => panic!("{error}"),
             }
         };
-        let mut session = Self {
+        let session = Self {
             width,
             staged: table.clone(),
             committed: table,
@@ -244,18 +270,17 @@ impl<'a> Session<'a> {
             crowd: Vec::new(),
         };
         assert_eq!(session.paths.len(), session.ids.len(), "numbers are unique");
-        session.check();
         session
     }
 
     /// The index says of each key where its row is.
-    pub(super) fn check(&mut self) {
+    pub(super) fn check(&mut self) -> Result<()> {
         let high = if self.width == KeyWidth::Wide { 70 } else { 0 };
         let mut gone: BTreeSet<Key> = (0..300).flat_map(|key| [key, key << high]).collect();
         // With and without what a batch reads ahead.
         if self.staged.version.is_multiple_of(2) {
             let keys: Vec<Key> = gone.iter().copied().collect();
-            self.index.prepare(&keys).unwrap();
+            self.index.prepare(&keys)?;
         }
         let mut live = 0;
         for (key, path, row) in self.staged.live() {
@@ -263,14 +288,15 @@ impl<'a> Session<'a> {
                 segment: self.ids[path],
                 row,
             };
-            assert_eq!(self.index.get(key).unwrap(), Some(at), "key {key}");
+            assert_eq!(self.index.get(key)?, Some(at), "key {key}");
             live += 1;
             gone.remove(&key);
         }
         assert_eq!(self.index.len(), live);
         for key in gone {
-            assert_eq!(self.index.get(key).unwrap(), None, "key {key}");
+            assert_eq!(self.index.get(key)?, None, "key {key}");
         }
+        Ok(())
     }
 
     fn bury(&mut self, at: Location) {
@@ -321,6 +347,7 @@ impl<'a> Session<'a> {
                 path: path.clone(),
                 size_bytes: 1,
                 num_rows: file.keys.len() as u64,
+                deletion_vector: file.deletion_vector(),
             })
             .collect();
         let version = self.committed.version;
@@ -379,7 +406,7 @@ impl<'a> Session<'a> {
             }
             Step::Drop | Step::Close => {}
         }
-        self.check();
+        self.check().unwrap();
         Ok(())
     }
 }
