@@ -22,8 +22,8 @@ def bare_copy(context, db: str, table: str, connections: int) -> dict:
     return procs.run_all(argvs, [server.postmaster])
 
 
-def our_copy(project, workers: int) -> dict:
-    project.copy_workers = workers
+def our_copy(project, workers: int, compression: str = "zstd") -> dict:
+    project.copy_workers, project.compression = workers, compression
     project.forget()
     return project.catch_up()
 
@@ -49,6 +49,7 @@ def run(context) -> None:
             for connections in (1, 2):
                 context.record(case, f"copy-{connections}", round_, rows=rows, **bare_copy(context, db, table, connections))
                 context.record(case, f"alluvium-{connections}", round_, rows=rows, **our_copy(project, connections), lake_mib=lake_mib(project))
+            context.record(case, "alluvium-lz4", round_, rows=rows, **our_copy(project, 2, "lz4"), lake_mib=lake_mib(project))
         project.compare()
         project.remove()
         server.drop(db)
@@ -86,6 +87,11 @@ def report(samples: Samples) -> list[Line]:
                               f"{server.text()} · {samples.figure(case, f'copy-{n}', lambda r: r['cpu_server_s'] / r['rows'] * 1e6).text()}"))
             lines.append(Line(case, f"{n} connection(s): peak RSS · of it anonymous, MiB",
                               f"{samples.figure(case, side, lambda r: r['rss_peak_mib']).text()} · {samples.figure(case, side, lambda r: r['anon_peak_mib']).text()}"))
+        lz4 = samples.figure(case, "alluvium-lz4", lambda r: (r["cpu_own_s"] - cpu.median) / r["rows"] * 1e6)
+        sizes = " · ".join(samples.figure(case, side, lambda r: r["lake_mib"]).text() for side in ("alluvium-2", "alluvium-lz4"))
+        lines.append(Line(case, '2 connections, `compression = "lz4"`: rows/s over one bare COPY', samples.ratio(case, "alluvium-lz4", "copy-1", rate).text("×")))
+        lines.append(Line(case, '2 connections, `compression = "lz4"`: own CPU-s per million rows', lz4.text()))
+        lines.append(Line(case, "lake, MiB: zstd · lz4", sizes))
     return lines
 
 

@@ -35,7 +35,7 @@ impl Default for IndexSettings {
             dir: None,
             memory_bytes: 256 << 20,
             saved_from_rows: 100_000,
-            saved_from_changes: 1 << 20,
+            saved_from_changes: 1 << 23,
         }
     }
 }

@@ -131,6 +131,21 @@ impl KeyedIndex {
         }
     }
 
+    /// Inserts keys that are all new, as far as is known; returns the places of those that were not.
+    pub(crate) fn insert_new(&mut self, entries: &[(Key, u64)]) -> Result<Vec<Location>> {
+        self.changes += entries.len() as u64;
+        match &mut self.form {
+            Form::Memory(memory) => Ok(memory.insert_all(entries)),
+            Form::Disk(disk) => {
+                let mut before = Vec::new();
+                for (key, place) in entries {
+                    before.extend(disk.insert(*key, Location::unpack(*place))?);
+                }
+                Ok(before)
+            }
+        }
+    }
+
     pub(crate) fn remove(&mut self, key: Key) -> Result<Option<Location>> {
         self.changes += 1;
         match &mut self.form {

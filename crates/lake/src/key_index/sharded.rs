@@ -7,11 +7,13 @@ use hashbrown::HashTable;
 use super::spread::Spread;
 use super::{Key, KeyWidth, Location};
 
-pub(crate) const SHARDS: usize = 64;
+pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
+/// First bits of an order that tell the shard.
+pub(crate) const SHARD_BITS: u32 = 6;
 
 /// Bits of a hash below and with those that choose the shard.
 const SHARD_BITS_FROM: u32 = 40;
-const SHARD_BITS_TO: u32 = 46;
+const SHARD_BITS_TO: u32 = SHARD_BITS_FROM + SHARD_BITS;
 
 /// What a table stores of a key.
 trait StoredKey: Copy + Eq {
@@ -98,7 +100,7 @@ impl KeyWidth {
 
 /// The first place in a sorted run that a key of the shard can have.
 pub(super) fn first_order_of(shard: usize) -> u64 {
-    (shard as u64) << (64 - (SHARD_BITS_TO - SHARD_BITS_FROM))
+    (shard as u64) << (64 - SHARD_BITS)
 }
 
 /// The table uses the hash's lowest and highest bits, the choice of shard those between.
@@ -274,6 +276,23 @@ impl ShardedIndex {
         before.map(Location::unpack)
     }
 
+    /// Inserts many at once, shard by shard: what one of them touches is near in memory. Returns the
+    /// places that keys had before.
+    pub(crate) fn insert_all(&mut self, entries: &[(Key, u64)]) -> Vec<Location> {
+        let mut by_shard = Spread::default();
+        by_shard.fill(entries, SHARDS, |(key, _)| shard_of(self.width.hash(*key)));
+        let mut before = Vec::new();
+        for (entries, shard) in by_shard.buckets().zip(&mut self.shards) {
+            for (key, place) in entries {
+                match shard.insert(self.width.hash(*key), *key, *place) {
+                    Some(held) => before.push(Location::unpack(held)),
+                    None => self.len += 1,
+                }
+            }
+        }
+        before
+    }
+
     pub(crate) fn remove(&mut self, key: Key) -> Option<Location> {
         let hash = self.width.hash(key);
         let before = self.shards.get_mut(shard_of(hash))?.remove(hash, key);
@@ -295,6 +314,10 @@ impl ShardedIndex {
             .get(shard)
             .map(Shard::entries)
             .unwrap_or_default()
+    }
+
+    pub(crate) fn shard_lens(&self) -> impl Iterator<Item = usize> {
+        self.shards.iter().map(Shard::len)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -386,6 +409,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Insert(u128, u32, u32),
+        InsertAll(Vec<u128>),
         Remove(u128),
         Get(u128),
         DropSegment(u32),
@@ -403,6 +427,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => (key(), 0_u32..5, any::<u32>()).prop_map(|(k, s, r)| Step::Insert(k, s, r)),
+            1 => prop::collection::vec(key(), 0..20).prop_map(Step::InsertAll),
             2 => key().prop_map(Step::Remove),
             2 => key().prop_map(Step::Get),
             1 => (0_u32..5).prop_map(Step::DropSegment),
@@ -416,6 +441,19 @@ mod tests {
                 Step::Insert(key, segment, row) => {
                     let at = Location { segment, row };
                     assert_eq!(index.insert(key & mask, at), model.insert(key & mask, at));
+                }
+                Step::InsertAll(keys) => {
+                    let at = |row| Location { segment: 9, row };
+                    let places = keys.iter().map(|key| key & mask).zip((0..).map(at));
+                    let entries: Vec<(Key, u64)> =
+                        places.clone().map(|(key, at)| (key, at.pack())).collect();
+                    let mut before = index.insert_all(&entries);
+                    let mut expected: Vec<Location> = places
+                        .filter_map(|(key, at)| model.insert(key, at))
+                        .collect();
+                    before.sort_unstable();
+                    expected.sort_unstable();
+                    assert_eq!(before, expected);
                 }
                 Step::Remove(key) => {
                     assert_eq!(index.remove(key & mask), model.remove(&(key & mask)));

@@ -16,7 +16,7 @@ use super::index::{Index, Lookups};
 use super::stage::Rows;
 use super::txn::source_mark;
 use super::{CopyState, Silver};
-use crate::key_index::{KeyEncoder, Location};
+use crate::key_index::{Key, KeyEncoder, Location};
 use crate::merge::Before;
 use crate::write::EncodedRows;
 use crate::{MetadataColumn, OnConflict};
@@ -117,11 +117,17 @@ impl Silver {
         if self.is_only_snapshot(snapshot) {
             // No key can be there already: entering them tells if one is.
             let mut place = self.write_copied(rows, snapshot, encoded)?;
-            for key in keys {
-                if let Some(held) = self.enter(key, place)? {
-                    self.double(held)?;
-                }
+            let entry = |key| {
+                let entry = (key, place.pack());
                 place.row += 1;
+                entry
+            };
+            let entries: Vec<(Key, u64)> = keys.into_iter().map(entry).collect();
+            let Index::Keyed(index) = &mut self.index else {
+                return Err(Error::bug("a key index that is none"));
+            };
+            for held in index.insert_new(&entries)? {
+                self.double(held)?;
             }
             return self.settle_index();
         }

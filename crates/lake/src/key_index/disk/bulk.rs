@@ -10,92 +10,23 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alluvium_change::{Error, Result};
 
 use super::DiskIndex;
 use super::files::Home;
-use super::filter::{Filter, filter_bytes_for};
-use super::run::{Entry, Run};
-use super::write::{Blocks, RunFile};
+use super::filter::filter_bytes_for;
+use super::run::Run;
+use super::sort::{Waiting, write_run};
 use crate::fs::io_error;
-use crate::key_index::sharded::narrow_key_at;
 use crate::key_index::spread::Spread;
-use crate::key_index::{Key, KeyWidth, in_parallel};
+use crate::key_index::{Key, KeyWidth};
 
 /// What is sorted at once, so that it fits into a core's cache.
 const PART_ENTRIES: u64 = 1 << 16;
 const MOST_PARTS: u64 = 1 << 12;
-
-/// An entry that waits to be sorted, by its order first.
-trait Waiting: Copy + Ord + Default + Send {
-    fn of(order: u64, key: Key, place: u64) -> Self;
-    fn order(&self) -> u64;
-    fn entry(&self) -> Entry;
-    /// Entries as words.
-    fn words(entries: &[Self]) -> &[u64];
-    fn extend_from_words(entries: &mut Vec<Self>, words: &[u64]);
-}
-
-/// Of a narrow key, which its order tells.
-impl Waiting for [u64; 2] {
-    fn of(order: u64, _: Key, place: u64) -> Self {
-        [order, place]
-    }
-
-    fn order(&self) -> u64 {
-        let [order, _] = self;
-        *order
-    }
-
-    fn entry(&self) -> Entry {
-        let [order, place] = *self;
-        Entry {
-            order,
-            key: narrow_key_at(order),
-            place,
-        }
-    }
-
-    fn words(entries: &[Self]) -> &[u64] {
-        entries.as_flattened()
-    }
-
-    fn extend_from_words(entries: &mut Vec<Self>, words: &[u64]) {
-        entries.extend_from_slice(words.as_chunks().0);
-    }
-}
-
-impl Waiting for [u64; 4] {
-    fn of(order: u64, key: Key, place: u64) -> Self {
-        let half = |half: Key| u64::try_from(half & Key::from(u64::MAX)).unwrap_or_default();
-        [order, half(key >> 64), half(key), place]
-    }
-
-    fn order(&self) -> u64 {
-        let [order, ..] = self;
-        *order
-    }
-
-    fn entry(&self) -> Entry {
-        let [order, high, low, place] = *self;
-        Entry {
-            order,
-            key: (Key::from(high) << 64) | Key::from(low),
-            place,
-        }
-    }
-
-    fn words(entries: &[Self]) -> &[u64] {
-        entries.as_flattened()
-    }
-
-    fn extend_from_words(entries: &mut Vec<Self>, words: &[u64]) {
-        entries.extend_from_slice(words.as_chunks().0);
-    }
-}
 
 /// An index on disk being filled by several threads.
 pub(crate) struct BulkRuns {
@@ -184,13 +115,6 @@ struct Scratch<W> {
     parted: Spread<W>,
 }
 
-/// What the run's parts have come to.
-struct Finished {
-    filter: Filter,
-    /// By part.
-    fences: Vec<Vec<u64>>,
-}
-
 impl<W: Waiting> Parts<W> {
     fn new(memory_bytes: usize, keys: u64, parts: u64) -> Self {
         let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
@@ -252,83 +176,20 @@ impl<W: Waiting> Parts<W> {
     fn into_run(self, home: &Home, width: KeyWidth) -> Result<Option<Run>> {
         lock(&self.scratch).clear();
         let counts: Vec<u64> = self.parts.iter().map(|part| lock(part).entries).collect();
-        let total: u64 = counts.iter().sum();
-        let mut blocks = 0;
-        let first_blocks: Vec<u64> = counts
-            .iter()
-            .map(|count| {
-                let first = blocks;
-                blocks += Blocks::for_entries(width, *count);
-                first
-            })
-            .collect();
-        let file = RunFile::create(home, width)?;
-        let finished = Mutex::new(Finished {
-            filter: Filter::new(usize::try_from(total).unwrap_or(usize::MAX)),
-            fences: vec![Vec::new(); self.parts.len()],
-        });
-        let double = AtomicBool::new(false);
-        in_parallel(total, self.parts.len(), &|at| {
-            let (Some(part), Some(first)) = (self.parts.get(at), first_blocks.get(at)) else {
-                return Ok(());
-            };
-            let part = std::mem::take(&mut *lock(part));
-            if part.entries == 0 || double.load(Ordering::Relaxed) {
-                return Ok(());
+        let run = write_run(home, width, self.bits, &counts, &|at| {
+            let part = self
+                .parts
+                .get(at)
+                .map(|part| std::mem::take(&mut *lock(part)));
+            let part = part.unwrap_or_default();
+            let mut entries: Vec<W> = part.held;
+            for (at, words) in part.spilled {
+                W::extend_from_words(&mut entries, &self.spill.read(home, at, words)?);
             }
-            let mut sorted = self.sorted(home, part)?;
-            let (Some(lowest), Some(highest)) = (sorted.items().first(), sorted.items().last())
-            else {
-                return Err(Error::bug("a part of an index lost its entries"));
-            };
-            let mut stretch = lock(&finished).filter.part(lowest.order(), highest.order());
-            let mut blocks = Blocks::new(width, *first);
-            let mut before = None;
-            for bucket in sorted.buckets() {
-                for entry in bucket {
-                    let entry = entry.entry();
-                    if before.replace(entry.key) == Some(entry.key) {
-                        double.store(true, Ordering::Relaxed);
-                        return Ok(());
-                    }
-                    stretch.insert(entry.order);
-                    blocks.push(entry)?;
-                }
-            }
-            blocks.close();
-            file.write_blocks(*first, &blocks.bytes)?;
-            let mut finished = lock(&finished);
-            finished.filter.join(&stretch);
-            if let Some(fences) = finished.fences.get_mut(at) {
-                *fences = blocks.fences;
-            }
-            Ok(())
+            Ok(entries)
         })?;
         self.spill.remove(home)?;
-        if double.into_inner() {
-            return Ok(None);
-        }
-        let Finished { filter, fences } = finished
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        file.finish(total, fences.concat(), &filter).map(Some)
-    }
-
-    /// A part's entries in order: each bucket after the one before it, and sorted.
-    fn sorted(&self, home: &Home, part: Part<W>) -> Result<Spread<W>> {
-        let mut entries = part.held;
-        for (at, words) in part.spilled {
-            W::extend_from_words(&mut entries, &self.spill.read(home, at, words)?);
-        }
-        let bits = entries.len().max(2).ilog2();
-        let mut sorted = Spread::default();
-        sorted.fill(&entries, 1 << bits, |entry| {
-            usize::try_from((entry.order() << self.bits) >> (64 - bits)).unwrap_or_default()
-        });
-        for bucket in sorted.buckets().filter(|bucket| bucket.len() > 1) {
-            bucket.sort_unstable();
-        }
-        Ok(sorted)
+        Ok(run)
     }
 }
 

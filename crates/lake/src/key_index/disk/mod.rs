@@ -17,6 +17,7 @@ mod manifest;
 mod merged;
 mod restore;
 mod run;
+mod sort;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -36,7 +37,9 @@ pub(crate) use restore::Covered;
 use run::{Entry, GONE, Lookup, Run};
 use write::RunWriter;
 
-use super::sharded::SHARDS;
+use sort::{Waiting, in_order, write_run};
+
+use super::sharded::{SHARD_BITS, SHARDS};
 use super::{Key, KeyWidth, Location, ShardedIndex};
 
 /// Runs from which on some are merged.
@@ -476,26 +479,35 @@ fn merge(
     writer.finish().map(Some)
 }
 
-/// Writes an index in memory as one run, shard by shard.
+/// Writes an index in memory as one run.
 fn write_memory(home: &Home, memory: &ShardedIndex) -> Result<Run> {
-    let mut writer = RunWriter::create(home, memory.width(), memory.len() as u64)?;
-    for shard in 0..SHARDS {
-        for entry in sorted(memory.width(), memory.entries(shard)) {
-            writer.push(entry)?;
-        }
+    fn write<W: Waiting>(home: &Home, memory: &ShardedIndex) -> Result<Option<Run>> {
+        let width = memory.width();
+        let counts: Vec<u64> = memory.shard_lens().map(|len| len as u64).collect();
+        write_run(home, width, SHARD_BITS, &counts, &|shard| {
+            Ok(W::all(width, &memory.entries(shard)))
+        })
     }
-    writer.finish()
+    let run = match memory.width() {
+        KeyWidth::Narrow => write::<[u64; 2]>(home, memory),
+        KeyWidth::Wide | KeyWidth::Hashed => write::<[u64; 4]>(home, memory),
+    };
+    run?.ok_or_else(|| Error::bug("an index in memory has a key twice"))
 }
 
-fn sorted(width: KeyWidth, entries: Vec<(Key, u64)>) -> Vec<Entry> {
-    let with_order = entries.into_iter().map(|(key, place)| Entry {
-        order: width.order(key),
-        key,
-        place,
-    });
-    let mut sorted: Vec<Entry> = with_order.collect();
-    sorted.sort_unstable();
-    sorted
+/// Adds the entries of one shard to a run.
+fn push_shard(writer: &mut RunWriter<'_>, width: KeyWidth, entries: &[(Key, u64)]) -> Result<()> {
+    fn push<W: Waiting>(writer: &mut RunWriter<'_>, entries: &[W]) -> Result<()> {
+        let mut sorted = in_order(entries, SHARD_BITS);
+        sorted
+            .buckets()
+            .flatten()
+            .try_for_each(|entry| writer.push(entry.entry()))
+    }
+    match width {
+        KeyWidth::Narrow => push(writer, &<[u64; 2]>::all(width, entries)),
+        KeyWidth::Wide | KeyWidth::Hashed => push(writer, &<[u64; 4]>::all(width, entries)),
+    }
 }
 
 /// Writes an index in memory and makes it the one that is found at the next open.
@@ -535,9 +547,7 @@ impl Snapshotting {
                 let mut shards = 0;
                 for entries in received {
                     shards += 1;
-                    for entry in sorted(width, entries) {
-                        writer.push(entry)?;
-                    }
+                    push_shard(&mut writer, width, &entries)?;
                 }
                 if shards < SHARDS {
                     return Err(Error::bug("an index snapshot was given up"));
