@@ -17,7 +17,7 @@ mod sharded;
 mod spread;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alluvium_change::Result;
 
@@ -56,6 +56,11 @@ impl Location {
     }
 }
 
+/// What the mutex guards: a thread that panicked with it is heard where it is joined.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Entries that are worth a thread.
 const ENTRIES_PER_THREAD: u64 = 100_000;
 
@@ -76,7 +81,7 @@ pub(crate) fn in_parallel(
             }
             if let Err(error) = work(piece) {
                 next.store(pieces, Ordering::Relaxed);
-                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                *lock(&failed) = Some(error);
             }
         }
     };

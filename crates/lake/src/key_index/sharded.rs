@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use hashbrown::HashTable;
 
 use super::spread::Spread;
-use super::{Key, KeyWidth, Location};
+use super::{Key, KeyWidth, Location, lock};
 
 pub(crate) const SHARDS: usize = 1 << SHARD_BITS;
 /// First bits of an order that tell the shard.
@@ -356,7 +356,7 @@ impl ShardedBuilder {
 
     /// Adds entries; false when one of the keys was there.
     pub(crate) fn add(&self, entries: &[(Key, u64)]) -> bool {
-        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = || lock(&self.scratch);
         let mut by_shard = pool().pop().unwrap_or_default();
         by_shard.fill(entries, SHARDS, |(key, _)| shard_of(self.width.hash(*key)));
         let mut new = true;
@@ -364,7 +364,7 @@ impl ShardedBuilder {
             if entries.is_empty() {
                 continue;
             }
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             for (key, place) in entries {
                 let hash = self.width.hash(*key);
                 new &= shard.insert(hash, *key, *place).is_none();
@@ -377,7 +377,7 @@ impl ShardedBuilder {
     /// Adds entries that all belong to one shard, with keys that are new and all different.
     pub(crate) fn add_to_shard(&self, shard: usize, entries: &[(Key, u64)]) {
         if let Some(shard) = self.shards.get(shard) {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = lock(shard);
             for (key, place) in entries {
                 shard.insert_new(self.width.hash(*key), *key, *place);
             }

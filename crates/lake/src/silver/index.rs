@@ -13,7 +13,7 @@ use super::segments::Segment;
 use crate::fs::corrupt;
 use crate::key_index::{
     Committed, Covered, Home, IndexBudget, Key, KeyEncoder, KeyWidth, KeyedIndex, Location,
-    Manifest, Place, Rebuild, RowIndex, SegmentId, Stand, doubt, forget, in_parallel,
+    Manifest, Place, Rebuild, RowIndex, SegmentId, Stand, doubt, forget, in_parallel, lock,
     read_manifest,
 };
 use crate::log::DeltaTable;
@@ -274,7 +274,7 @@ impl Silver {
             .collect();
         let added_files = added.len();
         columns.read(&added, &|entries| {
-            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut index = lock(&index);
             let keys: Vec<Key> = entries.iter().map(|(key, _)| *key).collect();
             index.prepare(&keys)?;
             for (key, place) in entries {
@@ -389,7 +389,7 @@ impl Silver {
         } else {
             let index = Mutex::new(RowIndex::default());
             columns.read(&files, &|entries| {
-                let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut index = lock(&index);
                 for (row, place) in entries {
                     index.insert(*row, Location::unpack(*place));
                 }

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use alluvium_change::{Error, Result};
 
@@ -22,7 +22,7 @@ use super::run::Run;
 use super::sort::{Waiting, write_run};
 use crate::fs::io_error;
 use crate::key_index::spread::Spread;
-use crate::key_index::{Key, KeyWidth};
+use crate::key_index::{Key, KeyWidth, lock};
 
 /// What is sorted at once, so that it fits into a core's cache.
 const PART_ENTRIES: u64 = 1 << 16;
@@ -144,11 +144,7 @@ impl<W: Waiting> Parts<W> {
         let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
         let Scratch { waiting, parted } = &mut scratch;
         waiting.clear();
-        waiting.extend(
-            entries
-                .iter()
-                .map(|(key, place)| W::of(width.order(*key), *key, *place)),
-        );
+        waiting.extend(W::all(width, entries));
         parted.fill(waiting, self.parts.len(), |entry| {
             usize::try_from(entry.order() >> (64 - self.bits)).unwrap_or_default()
         });
@@ -241,10 +237,6 @@ impl Spill {
 
 fn no_file() -> Error {
     Error::bug("parts of an index without their file")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

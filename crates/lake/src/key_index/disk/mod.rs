@@ -485,7 +485,7 @@ fn write_memory(home: &Home, memory: &ShardedIndex) -> Result<Run> {
         let width = memory.width();
         let counts: Vec<u64> = memory.shard_lens().map(|len| len as u64).collect();
         write_run(home, width, SHARD_BITS, &counts, &|shard| {
-            Ok(W::all(width, &memory.entries(shard)))
+            Ok(W::all(width, &memory.entries(shard)).collect())
         })
     }
     let run = match memory.width() {
@@ -497,16 +497,19 @@ fn write_memory(home: &Home, memory: &ShardedIndex) -> Result<Run> {
 
 /// Adds the entries of one shard to a run.
 fn push_shard(writer: &mut RunWriter<'_>, width: KeyWidth, entries: &[(Key, u64)]) -> Result<()> {
-    fn push<W: Waiting>(writer: &mut RunWriter<'_>, entries: &[W]) -> Result<()> {
-        let mut sorted = in_order(entries, SHARD_BITS);
+    fn push<W: Waiting>(
+        writer: &mut RunWriter<'_>,
+        entries: impl Iterator<Item = W>,
+    ) -> Result<()> {
+        let mut sorted = in_order(&entries.collect::<Vec<W>>(), SHARD_BITS);
         sorted
             .buckets()
             .flatten()
             .try_for_each(|entry| writer.push(entry.entry()))
     }
     match width {
-        KeyWidth::Narrow => push(writer, &<[u64; 2]>::all(width, entries)),
-        KeyWidth::Wide | KeyWidth::Hashed => push(writer, &<[u64; 4]>::all(width, entries)),
+        KeyWidth::Narrow => push(writer, <[u64; 2]>::all(width, entries)),
+        KeyWidth::Wide | KeyWidth::Hashed => push(writer, <[u64; 4]>::all(width, entries)),
     }
 }
 

@@ -14,7 +14,7 @@ use super::manifest::{Manifest, doubt};
 use super::merged::merged;
 use super::run::{Entry, GONE, Run};
 use crate::key_index::sharded::{SHARDS, ShardedBuilder, first_order_of, mix};
-use crate::key_index::{Key, Location, SegmentId, ShardedIndex, in_parallel};
+use crate::key_index::{Key, Location, SegmentId, ShardedIndex, in_parallel, lock};
 
 /// A live file that the runs cover.
 #[derive(Debug, Clone)]
@@ -154,7 +154,7 @@ fn read_all(
     let entries = runs.iter().map(|run| run.entries).sum();
     in_parallel(entries, SHARDS, &|shard| {
         let part = read_part(runs, files, shard, keep_live)?;
-        let mut all = tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&tallies);
         for (all, tally) in all.iter_mut().zip(&part.tallies) {
             all.rows += tally.rows;
             all.places = all.places.wrapping_add(tally.places);
@@ -187,7 +187,7 @@ pub(super) fn to_disk(runs: &[&Run], covered: &[Covered<'_>]) -> Result<(usize, 
     let files = Files::new(covered, true);
     let found = Mutex::new((0, Vec::new()));
     read_all(runs, &files, false, &|part| {
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = lock(&found);
         found.0 += part.live_count;
         found.1.extend(part.stale);
     })?;

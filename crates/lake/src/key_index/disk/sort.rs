@@ -4,7 +4,7 @@
 //! a part is moving its entries there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use alluvium_change::{Error, Result};
 
@@ -14,14 +14,14 @@ use super::run::{Entry, Run};
 use super::write::{Blocks, RunFile};
 use crate::key_index::sharded::narrow_key_at;
 use crate::key_index::spread::Spread;
-use crate::key_index::{Key, KeyWidth, in_parallel};
+use crate::key_index::{Key, KeyWidth, in_parallel, lock};
 
 /// An entry that waits to be sorted, by its order first.
 pub(super) trait Waiting: Copy + Ord + Default + Send {
     fn of(order: u64, key: Key, place: u64) -> Self;
-    fn all(width: KeyWidth, entries: &[(Key, u64)]) -> Vec<Self> {
-        let of = |(key, place): &(Key, u64)| Self::of(width.order(*key), *key, *place);
-        entries.iter().map(of).collect()
+    fn all(width: KeyWidth, entries: &[(Key, u64)]) -> impl ExactSizeIterator<Item = Self> {
+        let of = move |(key, place): &(Key, u64)| Self::of(width.order(*key), *key, *place);
+        entries.iter().map(of)
     }
     fn order(&self) -> u64;
     fn entry(&self) -> Entry;
@@ -172,8 +172,4 @@ pub(super) fn write_run<W: Waiting>(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     file.finish(total, fences.concat(), &filter).map(Some)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
