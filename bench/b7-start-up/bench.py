@@ -75,7 +75,7 @@ def report(samples: Samples) -> list[Line]:
             continue
         keys = samples.figure(case, "read-keys", lambda r: r["wall_s"])
         lines.append(Line(case, "bare read of the key column", f"{keys.text(' s')}, {samples.figure(case, 'read-keys', lambda r: r['cpu_own_s']).text(' CPU-s')}"))
-        for side, what in (("clean", "clean start, the index is read back"), ("rebuilt", "start without a saved index: it is rebuilt"),
+        for side, what in (("clean", "clean start, the index was saved"), ("rebuilt", "start without a saved index: it is rebuilt"),
                            ("killed", "start after kill -9")):
             streams = samples.figure(case, side, lambda r: r["streams_s"])
             goal = side == "clean"
