@@ -18,7 +18,7 @@ use alluvium_change::{Error, Result};
 use super::DiskIndex;
 use super::files::Home;
 use super::filter::filter_bytes_for;
-use super::run::Run;
+use super::run::{Run, le_words, word_bytes};
 use super::sort::{Waiting, write_run};
 use crate::fs::io_error;
 use crate::key_index::spread::Spread;
@@ -209,10 +209,7 @@ impl Spill {
             file.clone()
         };
         let file = file.ok_or_else(no_file)?;
-        let mut bytes = vec![0; size_of_val(words)];
-        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *to = word.to_le_bytes();
-        }
+        let bytes = word_bytes(words);
         let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         home.write(&file, Self::NAME, &bytes, at)?;
         Ok(at)
@@ -223,8 +220,7 @@ impl Spill {
         let mut bytes = vec![0; words * size_of::<u64>()];
         file.read_exact_at(&mut bytes, at)
             .map_err(|e| io_error("read", &home.path(Self::NAME), e))?;
-        let words = bytes.as_chunks().0.iter();
-        Ok(words.map(|word| u64::from_le_bytes(*word)).collect())
+        Ok(le_words(&bytes))
     }
 
     fn remove(&self, home: &Home) -> Result<()> {

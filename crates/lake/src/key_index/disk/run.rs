@@ -55,12 +55,16 @@ fn le_u64(bytes: &[u8]) -> u64 {
         .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-fn le_words(bytes: &[u8]) -> Vec<u64> {
+pub(super) fn le_words(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(le_u64).collect()
 }
 
-pub(super) fn word_bytes(words: &[u64]) -> impl Iterator<Item = u8> + '_ {
-    words.iter().flat_map(|word| word.to_le_bytes())
+pub(super) fn word_bytes(words: &[u64]) -> Vec<u8> {
+    let mut bytes = vec![0; size_of_val(words)];
+    for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
+    }
+    bytes
 }
 
 /// How many entries a block has.

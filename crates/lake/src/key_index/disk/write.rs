@@ -115,7 +115,7 @@ impl<'a> RunFile<'a> {
 
     /// Writes the end, when all blocks are. The caller syncs, before a manifest names the run.
     pub(super) fn finish(self, entries: u64, fences: Vec<u64>, filter: &Filter) -> Result<Run> {
-        let mut tail: Vec<u8> = word_bytes(&fences).collect();
+        let mut tail = word_bytes(&fences);
         tail.extend(word_bytes(filter.words()));
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.extend_from_slice(MAGIC);
