@@ -16,6 +16,7 @@ mod fs;
 mod key_index;
 mod lake;
 mod log;
+mod maintain;
 mod merge;
 mod owned;
 pub mod read;
@@ -26,8 +27,10 @@ mod write;
 pub use bronze::{Bronze, BronzeEncoder, ChangeReader, ReadyRows};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
+pub use maintain::{Cleaned, CleaningJob, Compacted, CompactionJob};
 pub use settings::{
-    Compression, IndexSettings, LakeSettings, MetadataColumn, OnConflict, Owner, SilverSettings,
+    CompactionSettings, Compression, IndexSettings, LakeSettings, MetadataColumn, OnConflict,
+    Owner, RetentionSettings, SilverSettings,
 };
 pub use silver::{Applied, CopyState, Silver, SilverView};
 pub use write::EncodedRows;

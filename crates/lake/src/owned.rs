@@ -4,21 +4,29 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alluvium_change::{Column, Error, Identity, Result, TableSchema, code};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::log::DeltaTable;
-use crate::{LakeSettings, Owner, fs as durable};
+use crate::{LakeSettings, Owner, RetentionSettings, fs as durable};
 
 const PROPERTY_SYSTEM: &str = "alluvium.system_identifier";
 const PROPERTY_TABLE: &str = "alluvium.table";
 const PROPERTY_LAYER: &str = "alluvium.layer";
 
-/// How long files that are no longer live stay readable: longer than the longest query at an older
-/// version, short enough that checkpoints stay small at a commit a second.
-const DELETED_FILE_RETENTION: &str = "interval 1 hours";
-const LOG_RETENTION: &str = "interval 1 days";
+/// What other programs go by that clean our tables, and for how long Delta checkpoints say which files
+/// were removed.
+fn retention_properties(retention: &RetentionSettings) -> [(&'static str, String); 2] {
+    let interval = |age: Duration| format!("interval {} seconds", age.as_secs());
+    let removed = retention.all_versions.max(retention.removed_files);
+    let log = retention.all_versions.max(retention.old_versions);
+    [
+        ("delta.deletedFileRetentionDuration", interval(removed)),
+        ("delta.logRetentionDuration", interval(log)),
+    ]
+}
 
 /// Opens the owner's table in `dir`; creates it with `schema` when absent. With a table that was
 /// there come its application ids: see [`DeltaTable::txns`].
@@ -31,11 +39,12 @@ pub(crate) fn open_or_create(
     extra: &[(&str, String)],
 ) -> Result<(DeltaTable, Option<BTreeMap<String, i64>>)> {
     if DeltaTable::exists(dir)? {
-        let table = DeltaTable::open(dir, settings.fsync)?;
+        let mut table = DeltaTable::open(dir, settings.fsync)?;
         check_owner(&table, owner)?;
         // Each reading of the log goes over all of its files: with many tables this is the start.
         let txns = table.txns()?;
         table.check_last_commit_is_ours(&txns)?;
+        table.set_properties(&retention_properties(&settings.retention))?;
         return Ok((table, Some(txns)));
     }
     durable::create_dir(dir, settings.fsync)?;
@@ -43,12 +52,8 @@ pub(crate) fn open_or_create(
         (PROPERTY_SYSTEM, owner.system_identifier.clone()),
         (PROPERTY_TABLE, owner.table.to_string()),
         (PROPERTY_LAYER, layer.to_owned()),
-        (
-            "delta.deletedFileRetentionDuration",
-            DELETED_FILE_RETENTION.to_owned(),
-        ),
-        ("delta.logRetentionDuration", LOG_RETENTION.to_owned()),
     ];
+    properties.extend(retention_properties(&settings.retention));
     properties.extend(extra.iter().cloned());
     let table = DeltaTable::create(dir, schema, &properties, settings.fsync)?;
     Ok((table, None))

@@ -1,6 +1,7 @@
 //! What a lake and its tables can be told.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use alluvium_change::TableId;
 
@@ -40,6 +41,55 @@ impl Default for IndexSettings {
     }
 }
 
+/// When files are written anew as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompactionSettings {
+    /// So many files of about one size become one; at least 2.
+    pub small_files: usize,
+    /// A file of which more rows are deleted is written anew,
+    pub deleted_percent: u8,
+    /// if they are so many at least.
+    pub least_deleted_rows: u64,
+}
+
+impl Default for CompactionSettings {
+    fn default() -> Self {
+        Self {
+            small_files: 10,
+            deleted_percent: 5,
+            least_deleted_rows: 1000,
+        }
+    }
+}
+
+/// How long what is no longer current stays.
+///
+/// A version can be read while its files and its part of the log are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetentionSettings {
+    /// Each version can be read for so long.
+    pub all_versions: Duration,
+    /// Data files that no version needs any more stay so long after they were removed, or written and
+    /// never used: for readers that began before.
+    pub removed_files: Duration,
+    /// Of older versions, some can be read for so long.
+    pub old_versions: Duration,
+    /// One for each of these.
+    pub old_versions_every: Duration,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        const HOUR: Duration = Duration::from_secs(3600);
+        Self {
+            all_versions: HOUR,
+            removed_files: HOUR,
+            old_versions: 7 * 24 * HOUR,
+            old_versions_every: 24 * HOUR,
+        }
+    }
+}
+
 /// Settings of all tables of a lake.
 #[derive(Debug, Clone)]
 pub struct LakeSettings {
@@ -53,6 +103,8 @@ pub struct LakeSettings {
     /// rows share a row group with others.
     pub share_from_rows: usize,
     pub index: IndexSettings,
+    pub compaction: CompactionSettings,
+    pub retention: RetentionSettings,
     /// Memory for rows that no commit has yet, kept for [`crate::Silver::view`]. 0: none are kept.
     pub recent_bytes: usize,
     /// Off only where losing the last commits at a power cut does not matter.
@@ -68,6 +120,8 @@ impl Default for LakeSettings {
             staging_bytes: 32 << 20,
             share_from_rows: 1024,
             index: IndexSettings::default(),
+            compaction: CompactionSettings::default(),
+            retention: RetentionSettings::default(),
             recent_bytes: 0,
             fsync: true,
         }

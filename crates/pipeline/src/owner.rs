@@ -10,6 +10,7 @@
 //! it is acknowledged to the source, so silver can always be brought forward from bronze.
 
 mod ahead;
+mod care;
 mod catch_up;
 mod command;
 mod measure;
@@ -26,6 +27,8 @@ use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
 
 use ahead::Landing;
+use care::Care;
+pub(crate) use care::CareShare;
 use catch_up::CatchUp;
 pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached, Shown};
 use measure::Summary;
@@ -41,6 +44,8 @@ pub(crate) struct OwnerContext {
     pub events: mpsc::Sender<Event>,
     /// One permit per core: owners' work never takes more threads than that.
     pub cpu: Arc<Semaphore>,
+    /// Care of tables' files.
+    pub care: CareShare,
 }
 
 /// A table's owner: everything it does happens between two commands.
@@ -61,6 +66,7 @@ pub(crate) struct TableOwner {
     catch_up: Option<CatchUp>,
     /// A copied range could not be taken in: none of the same copy is, after it.
     copy_failed: bool,
+    care: Care,
     context: OwnerContext,
 }
 
@@ -101,6 +107,7 @@ impl TableOwner {
             newest_staged_micros: None,
             catch_up: None,
             copy_failed: false,
+            care: Care::new(context.care.clone(), context.lake.settings().retention),
             context,
         };
         owner.phase = owner.first_phase();

@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod care;
 mod crash;
 mod crash_matrix;
 mod equality;

@@ -48,6 +48,10 @@ pub(crate) enum Tuples {
     Binary,
 }
 
+/// Files are written anew as soon as that can be, and nothing stays that is not needed.
+const MAINTAIN: &str = "[maintain]\ncpu_percent = 100\nsmall_files = 2\nall_versions = \"0s\"\n\
+                        removed_files = \"0s\"\nold_versions = \"0s\"\n";
+
 /// One choice of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Settings {
@@ -141,8 +145,9 @@ impl Settings {
             Memory::Default => "",
             Memory::Least => "[limits]\nmemory = \"128MiB\"\nindex_memory = \"1KiB\"\n",
         };
-        let project =
-            format!("[commit]\n{cadence}delta_checkpoint_every_commits = 3\n{memory}{more}");
+        let project = format!(
+            "[commit]\n{cadence}delta_checkpoint_every_commits = 3\n{MAINTAIN}{memory}{more}"
+        );
         setup.configure(tables, &project);
         setup.set_in_source(match self.sending {
             Sending::Protocol1 => "protocol = 1",

@@ -13,6 +13,7 @@
 //! files of commits in order, changes are in the order of the source.
 
 mod columns;
+mod compact;
 mod decode;
 mod encode;
 mod encoder;
@@ -29,7 +30,7 @@ use encoder::Ready;
 pub use encoder::{BronzeEncoder, ReadyRows};
 pub use reader::ChangeReader;
 
-use crate::log::{Commit, DeltaTable, LiveFile, NewFile};
+use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
 use crate::write::{DataFileWriter, EncodedRows, check_file};
 use crate::{CheckpointDone, CheckpointJob, Lake, LakeSettings, Owner};
@@ -47,6 +48,10 @@ pub struct Bronze {
     /// Of the stream.
     changes: Staged,
     copied: Staged,
+    /// Since it was last seen that no files need to be written anew.
+    files_since_compaction: usize,
+    /// The file that a compaction writes.
+    compacting: Option<String>,
     poisoned: bool,
     committing: bool,
 }
@@ -98,9 +103,11 @@ impl Bronze {
                 lake: lake.settings().clone(),
             }),
             position,
+            files_since_compaction: files.len(),
             files,
             changes: Staged::default(),
             copied: Staged::default(),
+            compacting: None,
             poisoned: false,
             committing: false,
         })
@@ -452,22 +459,16 @@ impl Bronze {
     fn commit_files(&mut self, adds: Vec<NewFile>, txns: Vec<(String, i64)>) -> Result<u64> {
         self.committing = true;
         let commit = Commit {
-            append_only: true,
+            change: Change::Appended,
             adds,
             txns,
             ..Commit::default()
         };
         let committed = self.table.commit(&commit)?;
         self.committing = false;
-        self.files
-            .extend(commit.adds.into_iter().map(|file| LiveFile {
-                path: file.path,
-                size_bytes: file.size_bytes,
-                modified_ms: file.modified_ms,
-                stats: file.stats,
-                num_rows: file.num_rows,
-                deletion_vector: None,
-            }));
+        self.files_since_compaction += commit.adds.len();
+        let files = commit.adds.into_iter().map(|file| file.into_live(None));
+        self.files.extend(files);
         Ok(committed.version)
     }
 
@@ -508,7 +509,18 @@ impl Drop for Bronze {
     }
 }
 
+/// A name for a new data file.
+fn file_name() -> String {
+    format!("part-{}.parquet", uuid::Uuid::new_v4())
+}
+
 impl Staged {
+    /// Of all its files.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let open = self.open.iter().map(|file| file.name().to_owned());
+        open.chain(self.files.iter().map(|file| file.path.clone()))
+    }
+
     fn is_empty(&self) -> bool {
         self.open.is_none() && self.files.is_empty()
     }
@@ -529,10 +541,7 @@ impl Staged {
         }
         let file = match self.open.take() {
             Some(file) => file,
-            None => {
-                let name = format!("part-{}.parquet", uuid::Uuid::new_v4());
-                DataFileWriter::create(dir, name, schema, settings)?
-            }
+            None => DataFileWriter::create(dir, file_name(), schema, settings)?,
         };
         Ok(self.open.insert(file))
     }

@@ -45,6 +45,29 @@ struct OpenFile {
 
 type Place = (u64, u64);
 
+/// The lowest and the highest commit LSN of a file's changes; None when all of its rows were copied.
+pub(super) fn lsns_of(file: &LiveFile, columns: &Columns) -> Option<(u64, u64)> {
+    let bounds = parse_bounds(
+        &file.stats,
+        &[
+            (&columns.commit_lsn, &DataType::Int64),
+            (&columns.xid, &DataType::Int64),
+        ],
+    );
+    let [lsn, xid] = bounds.as_slice() else {
+        return None;
+    };
+    if xid.null_count == Some(file.num_rows) {
+        return None;
+    }
+    let value = |bound: &Option<arrow::array::ArrayRef>| {
+        let value = bound.as_ref()?.as_primitive_opt::<Int64Type>()?.value(0);
+        u64::try_from(value).ok()
+    };
+    let lowest = value(&lsn.min).unwrap_or_default();
+    Some((lowest, value(&lsn.max).unwrap_or(u64::MAX)))
+}
+
 impl ChangeReader {
     pub(super) fn new(
         dir: &Path,
@@ -56,29 +79,15 @@ impl ChangeReader {
     ) -> Result<Self> {
         let mut waiting = Vec::new();
         for file in files {
-            let bounds = parse_bounds(
-                &file.stats,
-                &[
-                    (&columns.commit_lsn, &DataType::Int64),
-                    (&columns.xid, &DataType::Int64),
-                ],
-            );
-            let [lsn, xid] = bounds.as_slice() else {
+            let Some((lowest_lsn, highest)) = lsns_of(file, columns) else {
                 continue;
             };
-            let value = |bound: &Option<arrow::array::ArrayRef>| {
-                let value = bound.as_ref()?.as_primitive_opt::<Int64Type>()?.value(0);
-                u64::try_from(value).ok()
-            };
-            let all_copied = xid.null_count == Some(file.num_rows);
-            if all_copied || value(&lsn.max).is_some_and(|highest| highest <= after.0) {
-                continue;
+            if highest > after.0 {
+                waiting.push(Waiting {
+                    path: dir.join(&file.path),
+                    lowest_lsn,
+                });
             }
-            let lowest_lsn = value(&lsn.min).unwrap_or_default();
-            waiting.push(Waiting {
-                path: dir.join(&file.path),
-                lowest_lsn,
-            });
         }
         // A stable sort: of files that begin with the same transaction the earlier commit's is
         // first.

@@ -9,7 +9,8 @@ use super::disk::{
     BulkRuns, Covered, DiskIndex, Home, Manifest, ManifestSegment, Saved, Snapshotting, Stand,
     forget, save_memory,
 };
-use super::sharded::ShardedBuilder;
+use super::forward::{Forwarding, Moved};
+use super::sharded::{SHARDS, ShardedBuilder};
 use super::{Key, KeyWidth, Location, SegmentId, ShardedIndex};
 
 /// The part of the keys that must have changed for the index to be saved while the table is open.
@@ -17,12 +18,23 @@ const SAVE_PART: u64 = 2;
 /// After so long, fewer changes do.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
 const SAVE_PART_LATER: u64 = 16;
+/// Moves of files, and the part of the index's memory for what is known of them, beyond which entries
+/// get their new places.
+const MOST_MOVES: usize = if cfg!(test) { 4 } else { 1024 };
+const MOVES_PART: usize = 32;
 /// Entries copied out of a table in memory after one commit; a shard at least.
 const SNAPSHOT_ENTRIES: usize = 1 << 17;
 
 enum Form {
     Memory(ShardedIndex),
     Disk(DiskIndex),
+}
+
+/// Entries in memory getting their new places, a shard after each commit.
+struct Sweep {
+    next_shard: usize,
+    /// Files whose moves no entry needs afterwards.
+    files: Vec<SegmentId>,
 }
 
 /// The table as it was committed, for saving its index.
@@ -33,10 +45,16 @@ pub(crate) struct Committed<'a> {
 }
 
 impl Committed<'_> {
-    fn saved<T>(&self, keys: usize, save: impl FnOnce(&Saved<'_>) -> Result<T>) -> Result<T> {
+    fn saved<T>(
+        &self,
+        keys: usize,
+        forwarding: &Forwarding,
+        save: impl FnOnce(&Saved<'_>) -> Result<T>,
+    ) -> Result<T> {
         save(&Saved {
             stand: &(self.stand)(),
             keys: Some(keys as u64),
+            forwarding,
             segments: &(self.segments)(),
             next_segment: self.next_segment,
         })
@@ -59,6 +77,9 @@ pub(crate) struct Place {
 pub(crate) struct KeyedIndex {
     place: Place,
     form: Form,
+    /// From the places in entries to those of today.
+    forwarding: Forwarding,
+    sweep: Option<Sweep>,
     /// Since it was saved.
     changes: u64,
     saved_at: Instant,
@@ -70,6 +91,8 @@ impl KeyedIndex {
         let mut index = Self {
             place,
             form,
+            forwarding: Forwarding::default(),
+            sweep: None,
             changes: 0,
             saved_at: Instant::now(),
             snapshot: None,
@@ -94,13 +117,15 @@ impl KeyedIndex {
         covered: &[Covered<'_>],
         keys: u64,
     ) -> Result<Self> {
-        let form = if fits(&place, keys) {
-            DiskIndex::restore_to_memory(home, manifest, covered, keys).map(Form::Memory)
-        } else {
-            let memory_bytes = place.share.equal_bytes();
-            DiskIndex::restore(home.clone(), manifest, covered, memory_bytes).map(Form::Disk)
-        };
-        Ok(Self::of(place, form?))
+        if fits(&place, keys) {
+            let memory = DiskIndex::restore_to_memory(home, manifest, covered, keys)?;
+            return Ok(Self::of(place, Form::Memory(memory)));
+        }
+        let memory_bytes = place.share.equal_bytes();
+        let disk = DiskIndex::restore(home.clone(), manifest, covered, memory_bytes)?;
+        let mut index = Self::of(place, Form::Disk(disk));
+        index.forwarding = manifest.forwarding.clone();
+        Ok(index)
     }
 
     /// Reads what is needed for lookups of these keys.
@@ -116,51 +141,71 @@ impl KeyedIndex {
     }
 
     pub(crate) fn get(&self, key: Key) -> Result<Option<Location>> {
-        match &self.form {
-            Form::Memory(memory) => Ok(memory.get(key)),
-            Form::Disk(disk) => disk.get(key),
-        }
+        let held = match &self.form {
+            Form::Memory(memory) => memory.get(key),
+            Form::Disk(disk) => disk.get(key)?,
+        };
+        Ok(self.today(held))
+    }
+
+    fn today(&self, held: Option<Location>) -> Option<Location> {
+        held.map(|at| self.forwarding.resolve(at))
     }
 
     /// Returns the place the key had before.
     pub(crate) fn insert(&mut self, key: Key, location: Location) -> Result<Option<Location>> {
         self.changes += 1;
-        match &mut self.form {
-            Form::Memory(memory) => Ok(memory.insert(key, location)),
-            Form::Disk(disk) => disk.insert(key, location),
-        }
+        let before = match &mut self.form {
+            Form::Memory(memory) => memory.insert(key, location),
+            Form::Disk(disk) => disk.insert(key, location)?,
+        };
+        Ok(self.today(before))
     }
 
     /// Inserts keys that are all new, as far as is known; returns the places of those that were not.
     pub(crate) fn insert_new(&mut self, entries: &[(Key, u64)]) -> Result<Vec<Location>> {
         self.changes += entries.len() as u64;
-        match &mut self.form {
-            Form::Memory(memory) => Ok(memory.insert_all(entries)),
+        let mut before = match &mut self.form {
+            Form::Memory(memory) => memory.insert_all(entries),
             Form::Disk(disk) => {
                 let mut before = Vec::new();
                 for (key, place) in entries {
                     before.extend(disk.insert(*key, Location::unpack(*place))?);
                 }
-                Ok(before)
+                before
             }
+        };
+        for at in &mut before {
+            *at = self.forwarding.resolve(*at);
         }
+        Ok(before)
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Result<Option<Location>> {
         self.changes += 1;
-        match &mut self.form {
-            Form::Memory(memory) => Ok(memory.remove(key)),
-            Form::Disk(disk) => disk.remove(key),
-        }
+        let before = match &mut self.form {
+            Form::Memory(memory) => memory.remove(key),
+            Form::Disk(disk) => disk.remove(key)?,
+        };
+        Ok(self.today(before))
+    }
+
+    /// Rows were moved by a compaction that was committed.
+    pub(crate) fn moved(&mut self, moves: Vec<Moved>) {
+        self.changes += moves.iter().map(|moved| moved.kept).sum::<u64>();
+        self.forwarding.add(moves);
+        self.tell_share();
     }
 
     /// Keeps the keys whose place passes.
     pub(crate) fn retain(&mut self, keep: &dyn Fn(Location) -> bool) -> Result<()> {
         self.cancel_snapshot();
         self.changes += self.len() as u64;
+        let forwarding = &self.forwarding;
+        let keep = |at| keep(forwarding.resolve(at));
         match &mut self.form {
             Form::Memory(memory) => memory.retain(&mut |at| keep(at)),
-            Form::Disk(disk) => disk.retain(keep)?,
+            Form::Disk(disk) => disk.retain(&keep)?,
         }
         self.tell_share();
         Ok(())
@@ -171,6 +216,8 @@ impl KeyedIndex {
         self.cancel_snapshot();
         self.changes += self.len() as u64;
         self.form = Form::Memory(ShardedIndex::new(self.place.width));
+        self.forwarding.clear();
+        self.sweep = None;
         self.tell_share();
     }
 
@@ -184,12 +231,17 @@ impl KeyedIndex {
                     tracing::debug!(keys = memory.len(), "a key index goes to disk");
                     let disk = DiskIndex::of_memory(home.clone(), memory, memory_bytes)?;
                     self.form = Form::Disk(disk);
+                    self.sweep = None;
                     self.cancel_snapshot();
                 }
             }
             Form::Disk(disk) => {
                 disk.set_memory(memory_bytes);
                 disk.settle()?;
+                self.forwarding.forget(&disk.take_renewed());
+                if too_many(&self.forwarding, memory_bytes) {
+                    disk.renew(&self.forwarding)?;
+                }
             }
         }
         self.tell_share();
@@ -199,6 +251,7 @@ impl KeyedIndex {
     /// After a commit: saves the index when enough has changed, a piece at a time if it is in
     /// memory.
     pub(crate) fn committed(&mut self, committed: &Committed<'_>) {
+        self.sweep_on();
         let Some(home) = &self.place.home else {
             return;
         };
@@ -206,13 +259,21 @@ impl KeyedIndex {
         match &mut self.form {
             Form::Disk(disk) => {
                 if due {
-                    let saved = committed.saved(disk.len(), |saved| disk.save(saved, false));
+                    let saved = committed.saved(disk.len(), &self.forwarding, |saved| {
+                        disk.save(saved, false)
+                    });
                     self.told(saved);
                 }
             }
             Form::Memory(memory) => {
                 let begun = match self.snapshot.take() {
-                    None if due => Snapshotting::begin(home, memory, (committed.segments)()).ok(),
+                    None if due => {
+                        let mut segments = (committed.segments)();
+                        // Entries that still say where a row was are of no use later: such files
+                        // are read again.
+                        segments.retain(|segment| !self.forwarding.leads_to(segment.id));
+                        Snapshotting::begin(home, memory, segments).ok()
+                    }
                     begun => begun,
                 };
                 if let Some(mut snapshot) = begun {
@@ -225,6 +286,28 @@ impl KeyedIndex {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives entries in memory the places their rows have now, a shard at a time, once many were moved.
+    fn sweep_on(&mut self) {
+        let Form::Memory(memory) = &mut self.form else {
+            return;
+        };
+        let sweep = match &mut self.sweep {
+            Some(sweep) => sweep,
+            None if too_many(&self.forwarding, memory.memory_bytes()) => self.sweep.insert(Sweep {
+                next_shard: 0,
+                files: self.forwarding.files(),
+            }),
+            None => return,
+        };
+        memory.forward(sweep.next_shard, &self.forwarding);
+        sweep.next_shard += 1;
+        if sweep.next_shard == SHARDS
+            && let Some(sweep) = self.sweep.take()
+        {
+            self.forwarding.forget(&sweep.files);
         }
     }
 
@@ -273,9 +356,18 @@ impl KeyedIndex {
         }
         match &mut self.form {
             Form::Memory(memory) => {
-                committed.saved(memory.len(), |saved| save_memory(home, memory, saved))
+                for shard in 0..SHARDS {
+                    memory.forward(shard, &self.forwarding);
+                }
+                self.forwarding.clear();
+                self.sweep = None;
+                committed.saved(memory.len(), &self.forwarding, |saved| {
+                    save_memory(home, memory, saved)
+                })
             }
-            Form::Disk(disk) => committed.saved(disk.len(), |saved| disk.save(saved, true)),
+            Form::Disk(disk) => {
+                committed.saved(disk.len(), &self.forwarding, |saved| disk.save(saved, true))
+            }
         }?;
         self.saved();
         Ok(())
@@ -300,10 +392,11 @@ impl KeyedIndex {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        match &self.form {
+        let form = match &self.form {
             Form::Memory(memory) => memory.memory_bytes(),
             Form::Disk(disk) => disk.memory_bytes(),
-        }
+        };
+        form + self.forwarding.memory_bytes()
     }
 
     pub(crate) fn disk_bytes(&self) -> u64 {
@@ -318,6 +411,12 @@ impl Drop for KeyedIndex {
     fn drop(&mut self) {
         self.cancel_snapshot();
     }
+}
+
+/// Whether entries should get their new places, in an index of so much memory.
+fn too_many(forwarding: &Forwarding, memory_bytes: usize) -> bool {
+    forwarding.len() > MOST_MOVES
+        || forwarding.memory_bytes() > (memory_bytes / MOVES_PART).max(1 << 20)
 }
 
 fn fits(place: &Place, keys: u64) -> bool {

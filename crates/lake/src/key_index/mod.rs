@@ -11,6 +11,7 @@
 mod budget;
 mod disk;
 mod encode;
+mod forward;
 mod keyed;
 mod row_index;
 mod sharded;
@@ -26,6 +27,7 @@ pub(crate) use disk::{
     Covered, Home, Manifest, ManifestSegment, Stand, doubt, forget, read_manifest,
 };
 pub(crate) use encode::{KeyEncoder, KeyWidth};
+pub(crate) use forward::Moved;
 pub(crate) use keyed::{Committed, KeyedIndex, Place, Rebuild};
 pub(crate) use row_index::RowIndex;
 pub(crate) use sharded::ShardedIndex;

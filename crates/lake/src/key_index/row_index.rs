@@ -4,6 +4,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use hashbrown::HashMap;
 
+use super::forward::{Forwarding, Moved};
 use super::{Key, Location};
 
 /// Row hashes are even already.
@@ -34,11 +35,19 @@ pub(crate) struct RowIndex {
     /// Further places, of rows that occur more than once.
     more: HashMap<Key, Vec<Location>, BuildHasherDefault<Taken>>,
     len: usize,
+    forwarding: Forwarding,
 }
+
+/// Moves after which all places are renewed, which takes about 50 ns a row.
+const MOST_MOVES: usize = 256;
 
 impl RowIndex {
     /// The `nth` place of a row, in no particular order.
     pub(crate) fn get(&self, row: Key, nth: usize) -> Option<Location> {
+        self.held(row, nth).map(|at| self.forwarding.resolve(at))
+    }
+
+    fn held(&self, row: Key, nth: usize) -> Option<Location> {
         let further = self.more.get(&row);
         match further.and_then(|places| places.len().checked_sub(nth + 1)) {
             Some(at) => further.and_then(|places| places.get(at)).copied(),
@@ -72,7 +81,20 @@ impl RowIndex {
             None => self.first.remove(&row),
         };
         self.len -= usize::from(taken.is_some());
-        taken
+        taken.map(|at| self.forwarding.resolve(at))
+    }
+
+    /// Rows were moved by a compaction.
+    pub(crate) fn moved(&mut self, moves: Vec<Moved>) {
+        self.forwarding.add(moves);
+        if self.forwarding.len() < MOST_MOVES {
+            return;
+        }
+        let further = self.more.values_mut().flatten();
+        for place in self.first.values_mut().chain(further) {
+            *place = self.forwarding.resolve(*place);
+        }
+        self.forwarding.clear();
     }
 
     /// Rows, equal ones counted.
@@ -90,7 +112,10 @@ impl RowIndex {
             .values()
             .map(|places| places.capacity() * size_of::<Location>())
             .sum();
-        self.first.allocation_size() + self.more.allocation_size() + lists
+        self.first.allocation_size()
+            + self.more.allocation_size()
+            + lists
+            + self.forwarding.memory_bytes()
     }
 }
 

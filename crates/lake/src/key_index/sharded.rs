@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use hashbrown::HashTable;
 
+use super::forward::Forwarding;
 use super::spread::Spread;
 use super::{Key, KeyWidth, Location, lock};
 
@@ -154,6 +155,12 @@ impl<K: StoredKey> Table<K> {
         self.0.shrink_to_fit(|(stored, _)| stored.hash());
     }
 
+    fn forward(&mut self, forwarding: &Forwarding) {
+        for (_, place) in self.0.iter_mut() {
+            *place = forwarding.resolve(Location::unpack(*place)).pack();
+        }
+    }
+
     fn entries(&self) -> Vec<(Key, u64)> {
         let stored = self.0.iter();
         stored.map(|(key, place)| (key.key(), *place)).collect()
@@ -206,6 +213,13 @@ impl Shard {
         match self {
             Self::Narrow(table) => table.retain(keep),
             Self::Wide(table) => table.retain(keep),
+        }
+    }
+
+    fn forward(&mut self, forwarding: &Forwarding) {
+        match self {
+            Self::Narrow(table) => table.forward(forwarding),
+            Self::Wide(table) => table.forward(forwarding),
         }
     }
 
@@ -306,6 +320,13 @@ impl ShardedIndex {
             shard.retain(keep);
         }
         self.len = self.shards.iter().map(Shard::len).sum();
+    }
+
+    /// Gives the entries of one shard, of [`SHARDS`], the places their rows have now.
+    pub(crate) fn forward(&mut self, shard: usize, forwarding: &Forwarding) {
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.forward(forwarding);
+        }
     }
 
     /// A copy of the entries of one shard, of [`SHARDS`]; unordered.

@@ -35,6 +35,20 @@ pub(crate) struct NewFile {
     pub(crate) deleted: Option<RoaringTreemap>,
 }
 
+impl NewFile {
+    /// As it is when a commit has added it.
+    pub(crate) fn into_live(self, deletion_vector: Option<Descriptor>) -> LiveFile {
+        LiveFile {
+            path: self.path,
+            size_bytes: self.size_bytes,
+            modified_ms: self.modified_ms,
+            stats: self.stats,
+            num_rows: self.num_rows,
+            deletion_vector,
+        }
+    }
+}
+
 /// All deleted rows of a live file, those deleted before included.
 #[derive(Debug)]
 pub(crate) struct DeletedRows<'a> {
@@ -42,11 +56,22 @@ pub(crate) struct DeletedRows<'a> {
     pub(crate) rows: &'a RoaringTreemap,
 }
 
+/// What becomes of rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// They are written and deleted.
+    #[default]
+    Rows,
+    /// Only written: a bronze table.
+    Appended,
+    /// Nothing: the same rows in other files.
+    Layout,
+}
+
 /// What one commit does.
 #[derive(Debug, Default)]
 pub(crate) struct Commit<'a> {
-    /// Nothing but added files: a bronze table.
-    pub(crate) append_only: bool,
+    pub(crate) change: Change,
     pub(crate) adds: Vec<NewFile>,
     pub(crate) deletes: Vec<DeletedRows<'a>>,
     pub(crate) removes: Vec<&'a LiveFile>,
@@ -101,11 +126,12 @@ impl DeltaTable {
     pub(crate) fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
         let mut committer = DurableCommitter::new(&self.dir, self.fsync);
         let own_error = Arc::clone(&committer.error);
-        let operation = if commit.append_only {
-            UpdateTableOperation::StreamingUpdate
-        } else {
-            UpdateTableOperation::Merge
+        let operation = match commit.change {
+            Change::Rows => UpdateTableOperation::Merge,
+            Change::Appended => UpdateTableOperation::StreamingUpdate,
+            Change::Layout => UpdateTableOperation::Optimize,
         };
+        let data_change = commit.change != Change::Layout;
         let failed = |e| kernel_error("commit to", &self.dir, e);
         // A context, for the deletion vectors' path, comes only with a transaction, and the
         // committer, which must know them, goes into one: hence a first transaction that is
@@ -118,7 +144,8 @@ impl DeltaTable {
             };
             committer.added.insert(add.path.clone(), decoration);
         }
-        let mut builder = Arc::clone(&self.snapshot).update_table(operation, ENGINE_INFO, true);
+        let mut builder =
+            Arc::clone(&self.snapshot).update_table(operation, ENGINE_INFO, data_change);
         for (app_id, version) in &commit.txns {
             builder = builder.with_transaction_id(app_id.clone(), *version);
         }

@@ -56,8 +56,38 @@ impl DeltaTable {
             durable::sync_dir(&self.dir)?;
         }
         failpoint::hit("commit.data_synced");
+        let version = self.commit_actions(&actions)?;
+        Ok(Committed {
+            version,
+            deletes: Vec::new(),
+            adds: vectors.adds,
+        })
+    }
+
+    /// Gives the table other properties, if they are not what it has.
+    pub(crate) fn set_properties(&mut self, properties: &[(&str, String)]) -> Result<()> {
+        let held = self.properties();
+        if properties
+            .iter()
+            .all(|(name, value)| held.get(*name) == Some(value))
+        {
+            return Ok(());
+        }
+        let schema = self.schema()?;
+        let now = now_ms();
+        let mark = own_mark(self.version() + 1);
+        self.commit_actions(&[
+            json!({"commitInfo": commit_info("SET TBLPROPERTIES", now)}),
+            self.metadata_action(&schema, properties)?,
+            json!({"txn": {"appId": OWN_COMMIT, "version": mark, "lastUpdated": now}}),
+        ])
+        .map(|_| ())
+    }
+
+    /// Makes the next commit of these actions, and goes on from it. Answers its version.
+    fn commit_actions(&mut self, actions: &[Value]) -> Result<u64> {
         let version = self.version() + 1;
-        if write_commit(&self.dir, version, &lines(&actions), self.fsync)? == Link::Taken {
+        if write_commit(&self.dir, version, &lines(actions), self.fsync)? == Link::Taken {
             return Err(foreign(&self.dir));
         }
         self.snapshot = Snapshot::builder_from(Arc::clone(&self.snapshot))
@@ -67,11 +97,7 @@ impl DeltaTable {
             return Err(foreign(&self.dir));
         }
         self.commits_since_checkpoint += 1;
-        Ok(Committed {
-            version,
-            deletes: Vec::new(),
-            adds: vectors.adds,
-        })
+        Ok(version)
     }
 
     fn metadata_action(&self, schema: &Schema, properties: &[(&str, String)]) -> Result<Value> {

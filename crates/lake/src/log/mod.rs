@@ -12,13 +12,15 @@ mod deletion_vector;
 mod engine;
 mod mapping;
 mod metadata;
+mod needed;
 mod rows;
 mod schema;
 mod store;
 mod table;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob};
-pub(crate) use commit::{Commit, DeletedRows, NewFile, now_ms};
+pub(crate) use commit::{Change, Commit, DeletedRows, NewFile, now_ms};
 pub(crate) use deletion_vector::{Descriptor, serialized};
+pub(crate) use needed::{Names, TableAt, name_hash};
 pub(crate) use rows::LiveFile;
 pub(crate) use table::DeltaTable;

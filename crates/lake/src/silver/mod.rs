@@ -17,6 +17,7 @@
 //! means none.
 
 mod apply;
+mod compact;
 mod copy;
 mod evolve;
 mod fill;
@@ -84,6 +85,10 @@ pub struct Silver {
     /// The latest snapshot rows were copied under since the table was opened.
     last_copied: Option<Lsn>,
     poisoned: bool,
+    /// Of this handle, which numbers files in its own way.
+    ticket: u64,
+    /// The file that a compaction writes.
+    compacting: Option<String>,
     /// A commit was begun and did not return: staged files may be in the log.
     committing: bool,
 }
@@ -296,11 +301,11 @@ impl Silver {
         self.stage.close_all(&mut self.segments)?;
         let changes = self.segments.changes();
         let commit = Commit {
-            append_only: false,
             adds: changes.adds,
             deletes: changes.deletes,
             removes: changes.removes,
             txns,
+            ..Commit::default()
         };
         self.committing = true;
         let committed = self.table.commit(&commit)?;

@@ -77,6 +77,8 @@ impl Silver {
             conflicts: 0,
             last_copied: None,
             poisoned: false,
+            ticket: super::compact::ticket(),
+            compacting: None,
             committing: false,
         };
         if existed {

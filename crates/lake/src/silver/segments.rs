@@ -124,16 +124,8 @@ impl Segments {
         deleted: RoaringTreemap,
         snapshot: Option<Lsn>,
     ) {
-        let file = LiveFile {
-            path: file.path,
-            size_bytes: file.size_bytes,
-            modified_ms: file.modified_ms,
-            stats: file.stats,
-            num_rows: file.num_rows,
-            deletion_vector: None,
-        };
         let segment = Segment {
-            file,
+            file: file.into_live(None),
             committed: false,
             snapshot,
             deleted: Arc::new(deleted),
@@ -270,16 +262,23 @@ impl Segments {
         let mut replacements = adds.into_iter().zip(descriptors);
         for segment in self.by_id.values_mut().filter(|segment| segment.committed) {
             let (file, deletion_vector) = replacements.next().ok_or_else(missing)?;
-            segment.file = LiveFile {
-                path: file.path,
-                size_bytes: file.size_bytes,
-                modified_ms: file.modified_ms,
-                stats: file.stats,
-                num_rows: file.num_rows,
-                deletion_vector,
-            };
+            segment.file = file.into_live(deletion_vector);
         }
         Ok(())
+    }
+
+    /// One committed file came in the place of others.
+    pub(super) fn replace(
+        &mut self,
+        inputs: &[SegmentId],
+        id: SegmentId,
+        file: LiveFile,
+        deleted: RoaringTreemap,
+    ) {
+        for input in inputs {
+            self.by_id.remove(input);
+        }
+        self.insert_live(id, file, deleted);
     }
 
     /// Files that no commit names.

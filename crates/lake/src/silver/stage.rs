@@ -64,6 +64,11 @@ impl Stage {
         self.changes.iter().chain(&self.copied)
     }
 
+    /// Of open files.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.open().map(|file| file.writer.name().to_owned())
+    }
+
     /// Live rows of open files.
     pub(super) fn open_rows(&self) -> u64 {
         self.open()

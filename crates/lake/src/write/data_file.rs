@@ -171,6 +171,10 @@ impl DataFileWriter {
         })
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn num_rows(&self) -> u64 {
         self.num_rows
     }

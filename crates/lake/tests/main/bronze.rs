@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Identity, Lsn, Op};
-use alluvium_lake::{Bronze, LakeSettings, Silver, SilverSettings};
+use alluvium_lake::{Bronze, CompactionSettings, LakeSettings, Silver, SilverSettings};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
 
@@ -52,11 +52,16 @@ fn changes_come_back_as_they_went_in() {
     for (seed, identity) in [(1, Identity::Key(vec![0])), (2, Identity::WholeRow)] {
         let settings = LakeSettings {
             fsync: false,
-            target_file_bytes: 4000,
+            target_file_bytes: 20_000,
             delta_checkpoint_every_commits: 2,
             share_from_rows: 12,
+            compaction: CompactionSettings {
+                small_files: 2,
+                ..CompactionSettings::default()
+            },
             ..LakeSettings::default()
         };
+        let mut compacted = 0;
         let test = TestLake::with(settings);
         let schema = items(identity.clone());
         let owner = owner("items");
@@ -80,7 +85,12 @@ fn changes_come_back_as_they_went_in() {
             if let Some(job) = bronze.take_checkpoint_job() {
                 bronze.adopt_checkpoint(job.run().unwrap()).unwrap();
             }
+            if let Some(job) = bronze.take_compaction_job() {
+                let done = job.run(&|_| true).unwrap().unwrap();
+                compacted += usize::from(bronze.adopt_compaction(done).unwrap().is_some());
+            }
         }
+        assert!(compacted > 1, "{compacted}");
         let version = bronze.version();
         drop(bronze);
         let bronze = Bronze::open(&test.lake, &owner, &schema).unwrap();

@@ -1,19 +1,30 @@
 //! Random histories leave in silver exactly the rows they leave in the source.
 
 use alluvium_change::{Identity, Lsn, Op};
-use alluvium_lake::{Bronze, LakeSettings, MetadataColumn, OnConflict, Silver, SilverSettings};
+use alluvium_lake::{
+    Bronze, Compacted, CompactionSettings, LakeSettings, MetadataColumn, OnConflict, Silver,
+    SilverSettings,
+};
 
 use crate::support::{Change, TestLake, batch, items, owner, read_items, view_items};
 use crate::workload::{Random, Source};
 
 /// Applies random transactions in random pieces, opening the table again now and then.
-fn run(seed: u64, identity: Identity, settings: LakeSettings) {
-    run_in(&TestLake::with(settings), seed, identity);
+fn run(seed: u64, identity: Identity, settings: LakeSettings) -> Seen {
+    run_in(&TestLake::with(settings), seed, identity)
 }
 
-/// Says how often the index was read back.
-fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
-    let mut read_back = 0;
+/// What happened in a history.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Indexes that were read back.
+    read_back: usize,
+    /// Times files were written anew as one.
+    compacted: usize,
+}
+
+fn run_in(test: &TestLake, seed: u64, identity: Identity) -> Seen {
+    let mut seen = Seen::default();
     let saves = test.lake.settings().index.dir.is_some();
     let schema = items(identity.clone());
     let owner = owner("items");
@@ -38,6 +49,7 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
     let mut source = Source::new(seed, identity, 40);
     let mut random = Random(seed ^ 0xABCD);
     let mut held = None;
+    let mut compacted: Option<Compacted> = None;
     for round in 0..12 {
         let mut all = Vec::new();
         for _ in 0..1 + random.below(4) {
@@ -85,13 +97,29 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
             silver.adopt_checkpoint(done).unwrap();
         }
         assert_eq!(silver.num_rows(), source.heap.rows().len() as u64);
-        if random.chance(40) {
+        if compacted.is_none()
+            && let Some(job) = silver.take_compaction_job().unwrap()
+        {
+            compacted = job.run(&|_| true).unwrap();
+        }
+        // Begun now, before these changes came, or earlier.
+        if random.chance(60)
+            && let Some(done) = compacted.take()
+        {
+            seen.compacted += usize::from(silver.adopt_compaction(done).unwrap().is_some());
+            assert_eq!(silver.position(), Lsn(source.lsn));
+        }
+        if let Some(job) = bronze.take_compaction_job() {
+            let done = job.run(&|_| true).unwrap().unwrap();
+            bronze.adopt_compaction(done).unwrap();
+        }
+        if random.chance(30) {
             if saves && random.chance(60) {
                 silver.save_index();
             }
             drop(silver);
             silver = open();
-            read_back += usize::from(silver.index_read_back());
+            seen.read_back += usize::from(silver.index_read_back());
         }
         silver.check_index().unwrap();
         assert_eq!(
@@ -111,7 +139,7 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> usize {
             silver.set_position(Lsn(source.lsn)).unwrap();
         }
     }
-    read_back
+    seen
 }
 
 /// Whether the changes may end between the two steps of a direct exchange of keys.
@@ -130,15 +158,24 @@ fn tiny() -> LakeSettings {
         share_from_rows: 1,
         recent_bytes: 1 << 20,
         delta_checkpoint_every_commits: 3,
+        compaction: eager(),
         ..LakeSettings::default()
+    }
+}
+
+/// Every occasion to write files anew is taken.
+fn eager() -> CompactionSettings {
+    CompactionSettings {
+        small_files: 2,
+        deleted_percent: 10,
+        least_deleted_rows: 1,
     }
 }
 
 #[test]
 fn keyed_histories() {
-    for seed in 0..25 {
-        run(seed, Identity::Key(vec![0]), tiny());
-    }
+    let compacted = (0..25).map(|seed| run(seed, Identity::Key(vec![0]), tiny()).compacted);
+    assert!(compacted.sum::<usize>() > 100);
 }
 
 /// In memory, always on disk, and from the one to the other and back.
@@ -148,13 +185,13 @@ fn keyed_histories_with_saved_indexes() {
         let mut read_back = 0;
         for seed in 300..312 {
             let test = TestLake::with_index(tiny(), memory_bytes);
-            read_back += run_in(&test, seed, Identity::Key(vec![0]));
+            read_back += run_in(&test, seed, Identity::Key(vec![0])).read_back;
         }
         assert!(read_back > 20, "{read_back} with {memory_bytes} bytes");
     }
     let test = TestLake::with_index(tiny(), 0);
-    let read_back = run_in(&test, 400, Identity::WholeRow);
-    assert_eq!(read_back, 0, "tables without a key always rebuild");
+    let seen = run_in(&test, 400, Identity::WholeRow);
+    assert_eq!(seen.read_back, 0, "tables without a key always rebuild");
 }
 
 #[test]
@@ -163,15 +200,16 @@ fn keyed_histories_in_large_files() {
         let settings = LakeSettings {
             fsync: false,
             recent_bytes: 1 << 20,
+            compaction: eager(),
             ..LakeSettings::default()
         };
-        run(seed, Identity::Key(vec![0]), settings);
+        let seen = run(seed, Identity::Key(vec![0]), settings);
+        assert!(seen.compacted > 0, "{seen:?}");
     }
 }
 
 #[test]
 fn histories_of_whole_rows() {
-    for seed in 200..225 {
-        run(seed, Identity::WholeRow, tiny());
-    }
+    let compacted = (200..225).map(|seed| run(seed, Identity::WholeRow, tiny()).compacted);
+    assert!(compacted.sum::<usize>() > 100);
 }

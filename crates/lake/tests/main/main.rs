@@ -7,6 +7,7 @@
 )]
 
 mod bronze;
+mod cleaning;
 mod copy;
 mod errors;
 mod evolve;

@@ -262,6 +262,13 @@ pub(crate) fn read_items(dir: &Path) -> Vec<Row> {
     item_rows_of(&read_table(dir))
 }
 
+/// The rows of `items` at a version, sorted.
+pub(crate) fn read_version(dir: &Path, version: u64) -> Vec<Row> {
+    item_rows_of(&read_files(
+        &read::open_table(dir, Some(version)).unwrap().files,
+    ))
+}
+
 /// The rows of a view of `items`, sorted.
 pub(crate) fn view_items(view: &SilverView) -> Vec<Row> {
     let mut batches = read_files(&view.files);

@@ -1,33 +1,27 @@
-//! The task in which an owner lives: commands, catching up, Delta checkpoints.
+//! The task in which an owner lives: commands, catching up, care of the table's files.
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Result};
-use alluvium_lake::{CheckpointDone, CheckpointJob, Silver};
+use alluvium_change::Error;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
+use super::care::{Done, Jobs, Layer};
 use super::{Command, Event, TableOwner};
 use crate::status::Phase;
-
-/// Which of a table's two Delta tables.
-#[derive(Debug, Clone, Copy)]
-enum Layer {
-    Bronze,
-    Silver,
-}
 
 /// What an owner does next.
 enum Task {
     Command(Box<Command>),
     CatchUp,
-    Adopt(Layer, Result<CheckpointDone>),
+    JobDone(Layer, Done),
+    /// Something of the table's care may be due.
+    Look,
 }
 
 impl TableOwner {
     fn do_task(&mut self, task: Task) -> Vec<Event> {
-        match task {
+        let mut events = match task {
             Task::Command(command) => self.perform(*command),
             Task::CatchUp => {
                 let events = match self.catch_up() {
@@ -38,34 +32,15 @@ impl TableOwner {
                 self.tell_status();
                 events
             }
-            Task::Adopt(layer, done) => {
-                let adopted = done.and_then(|done| match (layer, &mut self.silver) {
-                    (Layer::Bronze, _) => self.bronze.adopt_checkpoint(done),
-                    (Layer::Silver, Some(silver)) => silver.adopt_checkpoint(done),
-                    (Layer::Silver, None) => Ok(()),
-                });
-                if let Err(error) = adopted {
-                    tracing::warn!(table = %self.table.schema.id, error = %error, "no delta checkpoint was written, the next one will be");
-                }
-                Vec::new()
-            }
-        }
-    }
-
-    fn checkpoint_jobs(&mut self) -> Vec<(Layer, CheckpointJob)> {
-        let bronze = self
-            .bronze
-            .take_checkpoint_job()
-            .map(|job| (Layer::Bronze, job));
-        let silver = self.silver.as_mut().and_then(Silver::take_checkpoint_job);
-        bronze
-            .into_iter()
-            .chain(silver.map(|job| (Layer::Silver, job)))
-            .collect()
+            Task::JobDone(layer, done) => self.job_done(layer, done),
+            Task::Look => Vec::new(),
+        };
+        events.extend(self.adopt_compacted());
+        events
     }
 }
 
-/// The owner's task: commands first, catching up in between, Delta checkpoints beside.
+/// The owner's task: commands first, catching up in between, care of the files beside.
 pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command>) {
     let context = owner.context.clone();
     let mut commands = Ahead::new(
@@ -74,14 +49,12 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
         Arc::clone(&context.cpu),
         context.lake.settings().staging_bytes,
     );
-    let mut checkpoints: JoinSet<(Layer, Result<CheckpointDone>)> = JoinSet::new();
+    let mut jobs = Jobs::default();
     loop {
+        let look = owner.care.next_look();
         let task = tokio::select! {
             biased;
-            Some(done) = checkpoints.join_next() => match done {
-                Ok((layer, done)) => Task::Adopt(layer, done),
-                Err(_) => continue,
-            },
+            Some((layer, done)) = jobs.next() => Task::JobDone(layer, done),
             command = commands.next() => match command {
                 Some(Ok(command)) => Task::Command(Box::new(command)),
                 Some(Err(error)) => {
@@ -91,21 +64,25 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
                 None => break,
             },
             () = std::future::ready(()), if owner.can_catch_up() => Task::CatchUp,
+            () = sleep_until(look) => Task::Look,
         };
         let Ok(cpu) = context.cpu.acquire().await else {
             return;
         };
         let mut doing = tokio::task::spawn_blocking(move || {
-            let events = owner.do_task(task);
-            let jobs = owner.checkpoint_jobs();
-            (owner, events, jobs)
+            let mut events = owner.do_task(task);
+            let due = owner.due_jobs().unwrap_or_else(|error| {
+                events.push(Event::Fatal(error));
+                Vec::new()
+            });
+            (owner, events, due)
         });
         let done = tokio::select! {
             done = &mut doing => done,
             never = commands.look_ahead() => match never {},
         };
         drop(cpu);
-        let (back, events, jobs) = match done {
+        let (back, events, due) = match done {
             Ok(done) => done,
             Err(panicked) => {
                 let error = Error::bug("a table's owner panicked").with_source(panicked);
@@ -115,18 +92,24 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
         };
         owner = back;
         commands.encode_for(owner.bronze.encoder());
-        for (layer, job) in jobs {
-            checkpoints.spawn_blocking(move || (layer, job.run()));
-        }
+        jobs.start(due, &owner.care);
         for event in events {
             if context.events.send(event).await.is_err() {
                 return;
             }
         }
     }
-    while checkpoints.join_next().await.is_some() {}
+    owner.care.end();
+    while jobs.next().await.is_some() {}
     if let Ok(_cpu) = context.cpu.acquire().await {
         // Its end is waited for; how it ends is logged.
         let _ = tokio::task::spawn_blocking(move || owner.close()).await;
+    }
+}
+
+async fn sleep_until(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }

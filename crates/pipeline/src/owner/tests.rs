@@ -25,6 +25,7 @@ fn copying(dir: &tempfile::TempDir) -> TableOwner {
         board: StatusBoard::default(),
         events: mpsc::channel(1).0,
         cpu: Arc::new(Semaphore::new(1)),
+        care: CareShare::new(crate::project::MaintainSettings::default()),
     };
     let table = table();
     let identity = alluvium_lake::Owner {

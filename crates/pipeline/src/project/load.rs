@@ -91,6 +91,7 @@ pub fn parse(
         http: written.serve.settings(&limits, file)?,
         limits,
         commit: written.commit,
+        maintain: written.maintain.settings(file)?,
         tables: written.tables,
         pipeline: written.pipeline,
         file: file.to_owned(),

@@ -4,6 +4,7 @@
 //! whose paths are absolute and whose `${VARIABLES}` are filled in.
 
 mod load;
+mod maintain;
 mod names;
 mod serve;
 mod template;
@@ -18,6 +19,7 @@ use alluvium_source_postgres::type_map::OnInvalid;
 use serde::Deserialize;
 
 pub use load::{load, parse};
+pub use maintain::MaintainSettings;
 pub use names::assign_names;
 pub use serve::HttpSettings;
 pub use template::{InitAnswers, render as render_template};
@@ -39,6 +41,7 @@ pub struct Project {
     pub compression: Compression,
     pub limits: Limits,
     pub commit: CommitSettings,
+    pub maintain: MaintainSettings,
     /// The HTTP server inside `alluvium run`, when there is to be one.
     pub http: Option<HttpSettings>,
     /// By `schema.table`.
@@ -65,6 +68,8 @@ struct ProjectFile {
     limits: LimitsFile,
     #[serde(default)]
     commit: CommitSettings,
+    #[serde(default)]
+    maintain: maintain::MaintainFile,
     #[serde(default)]
     serve: serve::ServeFile,
     #[serde(default)]

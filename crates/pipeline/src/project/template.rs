@@ -64,6 +64,20 @@ path = {lake_path}
 # max_interval_ms = 5000
 # delta_checkpoint_every_commits = 100
 
+# Small files become larger ones and deleted rows are left out, while it runs; what no version needs is removed.
+[maintain]
+# enabled = true
+# Of one core, for writing files anew.
+# cpu_percent = 50
+# small_files = 10                     # so many of about one size become one
+# deleted_percent = 5                  # of a file's rows: beyond it the file is written anew
+# How long versions can be read: all of them, and of older ones one for each ...
+# all_versions = "1h"
+# old_versions = "7d"
+# old_versions_every = "1d"
+# How long data files stay that no version needs any more.
+# removed_files = "1h"
+
 # An HTTP server while it runs: /metrics for Prometheus, /healthz, /api/v1/status, and SQL: POST /api/v1/sql.
 # There is no authentication: whoever reaches it can read the lake.
 # [serve.http]

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use super::{Pipeline, RunOptions, Shared, history, measure};
 use crate::copy::{self, CopyContext, CopySessions, CopyTarget, ExportedSnapshot};
-use crate::owner::{OwnerContext, TableOwner};
+use crate::owner::{CareShare, OwnerContext, TableOwner};
 use crate::project::{Project, assign_names};
 use crate::requests::Pending;
 use crate::status::now_micros;
@@ -150,6 +150,7 @@ fn assemble(
             board: shared.board.clone(),
             events: event_sender,
             cpu: Arc::new(Semaphore::new(cores)),
+            care: CareShare::new(project.maintain),
         },
         stream: Stream::new(
             limits,
@@ -269,6 +270,8 @@ fn open_lake(project: &Project) -> Result<Lake> {
     let settings = LakeSettings {
         compression: project.compression,
         recent_bytes,
+        compaction: project.maintain.compaction,
+        retention: project.maintain.retention,
         delta_checkpoint_every_commits: project.commit.delta_checkpoint_every_commits,
         staging_bytes: usize::try_from(project.limits.memory_bytes / 32)
             .unwrap_or(defaults.staging_bytes),

@@ -7,19 +7,22 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::sync::Arc;
 
 use alluvium_change::{Error, Result, failpoint};
+use roaring::RoaringTreemap;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::files::{Home, MANIFEST};
 use super::restore::Covered;
 use super::run::Run;
+use crate::key_index::forward::{Forwarding, Moved};
 use crate::key_index::{KeyWidth, SegmentId};
 
 const TEMPORARY: &str = "manifest.tmp";
 /// Raised with every change of the files or of how keys are encoded.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// A data file as the runs number it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub(crate) struct Manifest {
     pub(crate) next_segment: SegmentId,
     /// How many keys the runs have, if these are exactly the rows its files had then.
     pub(super) keys: Option<u64>,
+    /// From the places that entries name to those of then.
+    pub(crate) forwarding: Forwarding,
 }
 
 /// What is written into a manifest beside the runs.
@@ -64,6 +69,7 @@ pub(crate) struct Saved<'a> {
     pub(crate) keys: Option<u64>,
     pub(crate) segments: &'a [ManifestSegment],
     pub(crate) next_segment: SegmentId,
+    pub(crate) forwarding: &'a Forwarding,
 }
 
 /// Makes the runs, and nothing else, the table's index. A crash leaves the manifest before or this.
@@ -94,6 +100,7 @@ pub(super) fn write(home: &Home, saved: &Saved<'_>, runs: &[&Run], tidy: bool) -
         "next_segment": saved.next_segment,
         "runs": runs_written.collect::<Vec<_>>(),
         "segments": segments.collect::<Vec<_>>(),
+        "moved": saved.forwarding.moves().map(moved_json).collect::<Result<Vec<_>>>()?,
     })
     .to_string();
     let text = format!("{:016x}\n{body}", xxh3_64(body.as_bytes()));
@@ -173,12 +180,48 @@ fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
         }
         segments.insert(segment.path.clone(), segment);
     }
+    let mut moves = Vec::new();
+    for moved in value.get("moved")?.as_array()? {
+        moves.push(parse_moved(moved)?);
+    }
+    let mut forwarding = Forwarding::default();
+    forwarding.add(moves);
     Some(Manifest {
         width,
         runs,
         segments,
         next_segment,
         keys: value.get("keys")?.as_u64(),
+        forwarding,
+    })
+}
+
+/// The rows left out stand in hexadecimal, as roaring bitmaps are written.
+fn moved_json(moved: &Moved) -> Result<Value> {
+    let mut gone = Vec::new();
+    moved
+        .gone
+        .serialize_into(&mut gone)
+        .map_err(|e| Error::bug("a bitmap cannot be written").with_source(e))?;
+    Ok(json!({
+        "from": moved.from,
+        "to": moved.to,
+        "base": moved.base,
+        "kept": moved.kept,
+        "gone": hex::encode(gone),
+    }))
+}
+
+fn parse_moved(value: &Value) -> Option<Moved> {
+    let number = |name: &str| value.get(name).and_then(Value::as_u64);
+    let small = |name: &str| u32::try_from(number(name)?).ok();
+    let gone = hex::decode(value.get("gone")?.as_str()?).ok()?;
+    Some(Moved {
+        from: small("from")?,
+        to: small("to")?,
+        base: small("base")?,
+        kept: number("kept")?,
+        gone: Arc::new(RoaringTreemap::deserialize_from(gone.as_slice()).ok()?),
     })
 }
 

@@ -39,8 +39,9 @@ use write::RunWriter;
 
 use sort::{Waiting, in_order, write_run};
 
+use super::forward::Forwarding;
 use super::sharded::{SHARD_BITS, SHARDS};
-use super::{Key, KeyWidth, Location, ShardedIndex};
+use super::{Key, KeyWidth, Location, SegmentId, ShardedIndex};
 
 /// Runs from which on some are merged.
 const MERGE_FROM_RUNS: usize = 6;
@@ -65,6 +66,8 @@ struct Merging {
     count: usize,
     cancel: Arc<AtomicBool>,
     thread: JoinHandle<Result<Option<Run>>>,
+    /// Files whose moves no entry needs afterwards.
+    renews: Vec<SegmentId>,
 }
 
 /// The index of one table on disk.
@@ -83,6 +86,8 @@ pub(crate) struct DiskIndex {
     merging: Option<Merging>,
     /// Runs written since the last manifest.
     spilled: usize,
+    /// Files whose moves no entry needs any more.
+    renewed: Vec<SegmentId>,
 }
 
 impl DiskIndex {
@@ -98,6 +103,7 @@ impl DiskIndex {
             part_bytes: memory_bytes / 2,
             merging: None,
             spilled: 0,
+            renewed: Vec::new(),
         }
     }
 
@@ -138,7 +144,7 @@ impl DiskIndex {
         let (live, stale) = match manifest.keys_of(covered) {
             // Damage shows where a block is read.
             Some(keys) => (usize::try_from(keys).unwrap_or(usize::MAX), Vec::new()),
-            None => restore::to_disk(&by_ref, covered)?,
+            None => restore::to_disk(manifest, &by_ref, covered)?,
         };
         for run in runs {
             index.hold(run);
@@ -321,9 +327,36 @@ impl DiskIndex {
     }
 
     fn start_merge(&mut self) -> Result<()> {
-        let (None, Some(from)) = (&self.merging, self.merge_from()) else {
+        match self.merge_from() {
+            Some(from) if self.merging.is_none() => self.merge_runs(from, None),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins to give all entries the places their rows have now, unless a merge is under way. What
+    /// is renewed then [`Self::take_renewed`] says later.
+    pub(crate) fn renew(&mut self, forwarding: &Forwarding) -> Result<()> {
+        if self.merging.is_some() {
             return Ok(());
-        };
+        }
+        for shard in 0..SHARDS {
+            self.front.forward(shard, forwarding);
+        }
+        self.looked_up = HashMap::new();
+        if self.runs.is_empty() {
+            self.renewed.extend(forwarding.files());
+            return Ok(());
+        }
+        self.merge_runs(0, Some(forwarding.clone()))
+    }
+
+    /// Files whose moves no entry needs any more.
+    pub(crate) fn take_renewed(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.renewed)
+    }
+
+    fn merge_runs(&mut self, from: usize, forwarding: Option<Forwarding>) -> Result<()> {
+        let renews = forwarding.as_ref().map(Forwarding::files);
         let runs: Vec<Arc<Run>> = self
             .runs
             .iter()
@@ -337,11 +370,16 @@ impl DiskIndex {
             .name("index-merge".to_owned())
             .spawn(move || {
                 let runs: Vec<&Run> = runs.iter().map(AsRef::as_ref).collect();
-                let keep = |entry: &Entry| {
-                    // With nothing older, what is gone need not be remembered.
-                    from > 0 || entry.place != GONE
+                let pass = |entry: Entry| {
+                    let Some(at) = present(entry.place) else {
+                        // With nothing older, what is gone need not be remembered.
+                        return (from > 0).then_some(entry);
+                    };
+                    let today = forwarding.as_ref().map_or(at, |moved| moved.resolve(at));
+                    let place = today.pack();
+                    Some(Entry { place, ..entry })
                 };
-                merge(&home, width, &runs, &cancelled, &keep)
+                merge(&home, width, &runs, &cancelled, &pass)
             })
             .map_err(|e| Error::bug("no thread to merge an index").with_source(e))?;
         self.merging = Some(Merging {
@@ -349,6 +387,7 @@ impl DiskIndex {
             count,
             cancel,
             thread,
+            renews: renews.unwrap_or_default(),
         });
         Ok(())
     }
@@ -368,6 +407,11 @@ impl DiskIndex {
                 filter: None,
             };
             drop(self.runs.splice(from..from + count, [held]));
+            if !merging.renews.is_empty() {
+                // What was looked up may be known by places that nobody forwards any more.
+                self.looked_up = HashMap::new();
+                self.renewed.extend(merging.renews);
+            }
             self.spilled += 1;
             self.choose_filters()?;
         }
@@ -386,7 +430,7 @@ impl DiskIndex {
         self.cancel_merge();
         self.spill()?;
         let runs: Vec<&Run> = self.runs.iter().map(|held| held.run.as_ref()).collect();
-        let keep = |entry: &Entry| present(entry.place).is_some_and(keep);
+        let keep = |entry: Entry| present(entry.place).is_some_and(keep).then_some(entry);
         let kept = merge(
             &self.home,
             self.width,
@@ -451,13 +495,13 @@ fn present(place: u64) -> Option<Location> {
     (place != GONE).then(|| Location::unpack(place))
 }
 
-/// The newest entries of some runs that pass, as one run. None when none does, or when cancelled.
+/// The newest entries of some runs, as `pass` gives them, as one run. None when none does, or when cancelled.
 fn merge(
     home: &Home,
     width: KeyWidth,
     runs: &[&Run],
     cancel: &AtomicBool,
-    keep: &dyn Fn(&Entry) -> bool,
+    pass: &dyn Fn(Entry) -> Option<Entry>,
 ) -> Result<Option<Run>> {
     let entries = runs.iter().map(|run| run.entries).sum();
     let mut writer = RunWriter::create(home, width, entries)?;
@@ -468,7 +512,7 @@ fn merge(
         if count.is_multiple_of(4096) {
             cancelled |= cancel.load(Ordering::Relaxed);
         }
-        if !cancelled && keep(&entry) {
+        if !cancelled && let Some(entry) = pass(entry) {
             writer.push(entry)?;
         }
         Ok(())
@@ -592,7 +636,7 @@ impl Snapshotting {
     }
 
     /// Waits for the writer, and makes the snapshot the one that is found at the next open.
-    pub(crate) fn finish(self, stand: &Stand, next_segment: super::SegmentId) -> Result<()> {
+    pub(crate) fn finish(self, stand: &Stand, next_segment: SegmentId) -> Result<()> {
         drop(self.shards);
         let run = self
             .thread
@@ -603,6 +647,7 @@ impl Snapshotting {
             keys: None,
             segments: &self.segments,
             next_segment,
+            forwarding: &Forwarding::default(),
         };
         manifest::write(&self.home, &saved, &[&run], true)
     }

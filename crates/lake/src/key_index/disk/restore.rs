@@ -13,6 +13,7 @@ use roaring::RoaringTreemap;
 use super::manifest::{Manifest, doubt};
 use super::merged::merged;
 use super::run::{Entry, GONE, Run};
+use crate::key_index::forward::Forwarding;
 use crate::key_index::sharded::{SHARDS, ShardedBuilder, first_order_of, mix};
 use crate::key_index::{Key, Location, SegmentId, ShardedIndex, in_parallel, lock};
 
@@ -58,21 +59,24 @@ struct Files<'a> {
     by_id: HashMap<SegmentId, usize>,
     /// Entries may be of rows deleted since. Otherwise none is, which the sums prove.
     some_stale: bool,
+    forwarding: &'a Forwarding,
 }
 
 impl<'a> Files<'a> {
-    fn new(covered: &'a [Covered<'a>], some_stale: bool) -> Self {
+    fn new(covered: &'a [Covered<'a>], some_stale: bool, forwarding: &'a Forwarding) -> Self {
         let by_id = covered.iter().enumerate().map(|(at, file)| (file.id, at));
         Self {
             covered,
             by_id: by_id.collect(),
             some_stale,
+            forwarding,
         }
     }
 
-    /// Which file the place is a live row of, if it is.
-    fn live(&self, place: u64) -> Result<Option<(usize, u64)>> {
-        let Location { segment, row } = Location::unpack(place);
+    /// The place as it is today, and which file it is a live row of, if it is.
+    fn live(&self, place: u64) -> Result<Option<(usize, Location)>> {
+        let today = self.forwarding.resolve(Location::unpack(place));
+        let Location { segment, row } = today;
         let row = u64::from(row);
         let Some((at, file)) = self
             .by_id
@@ -85,7 +89,7 @@ impl<'a> Files<'a> {
             return Err(doubt("an entry is beyond its file's end"));
         }
         let stale = self.some_stale && file.deleted.contains(row);
-        Ok((!stale).then_some((at, row)))
+        Ok((!stale).then_some((at, today)))
     }
 
     fn check(&self, tallies: &[Tally]) -> Result<()> {
@@ -125,13 +129,13 @@ fn read_part(runs: &[&Run], files: &Files<'_>, shard: usize, keep_live: bool) ->
             return Ok(());
         }
         match files.live(entry.place)? {
-            Some((at, row)) => {
+            Some((at, today)) => {
                 if let Some(tally) = part.tallies.get_mut(at) {
-                    tally.add(row);
+                    tally.add(u64::from(today.row));
                 }
                 part.live_count += 1;
                 if keep_live {
-                    part.live.push((entry.key, entry.place));
+                    part.live.push((entry.key, today.pack()));
                 }
             }
             None if keep_live => {}
@@ -174,7 +178,8 @@ pub(super) fn to_memory(
     keys: u64,
 ) -> Result<ShardedIndex> {
     let builder = ShardedBuilder::new(manifest.width, keys);
-    let files = Files::new(covered, manifest.keys_of(covered).is_none());
+    let some_stale = manifest.keys_of(covered).is_none();
+    let files = Files::new(covered, some_stale, &manifest.forwarding);
     // Merged runs have each key once.
     read_all(runs, &files, true, &|part| {
         builder.add_to_shard(part.shard, &part.live);
@@ -183,8 +188,12 @@ pub(super) fn to_memory(
 }
 
 /// How many entries of the runs are live, and the keys of those that are not.
-pub(super) fn to_disk(runs: &[&Run], covered: &[Covered<'_>]) -> Result<(usize, Vec<Key>)> {
-    let files = Files::new(covered, true);
+pub(super) fn to_disk(
+    manifest: &Manifest,
+    runs: &[&Run],
+    covered: &[Covered<'_>],
+) -> Result<(usize, Vec<Key>)> {
+    let files = Files::new(covered, true, &manifest.forwarding);
     let found = Mutex::new((0, Vec::new()));
     read_all(runs, &files, false, &|part| {
         let mut found = lock(&found);

@@ -28,6 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => changes(300),
         6 => Just(Step::Commit),
+        3 => (1_usize..4).prop_map(Step::Compact),
         1 => Just(Step::Drop),
         2 => Just(Step::Close),
         1 => (2_usize..5).prop_map(Step::RemoveFiles),
@@ -88,6 +89,7 @@ fn long_history() -> Vec<Step> {
             5 | 13 | 25 => steps.push(Step::Crowd),
             9 | 20 => steps.push(Step::Close),
             15 => steps.push(Step::RemoveFiles(3)),
+            3 | 7 | 11 | 17 | 23 | 27 => steps.push(Step::Compact(1 + round % 3)),
             _ => {}
         }
     }
@@ -134,7 +136,7 @@ fn saved(dir: &Path, memory_bytes: usize) -> Table {
     let mut table = Table::default();
     let mut session = Session::open(dir, memory_bytes, KeyWidth::Narrow, &mut table, None);
     for step in narrow(&long_history()) {
-        if matches!(step, Step::Change(_) | Step::Commit) {
+        if matches!(step, Step::Change(_) | Step::Commit | Step::Compact(_)) {
             session.step(&step).unwrap();
         }
     }

@@ -12,7 +12,7 @@ use roaring::RoaringTreemap;
 use super::super::*;
 use crate::key_index::budget::Share;
 use crate::key_index::keyed::{Committed, Place, Rebuild};
-use crate::key_index::{IndexBudget, KeyedIndex, SegmentId};
+use crate::key_index::{IndexBudget, KeyedIndex, Moved, SegmentId};
 
 /// A data file, as immutable as a real one but for its deleted rows.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,8 @@ pub(super) enum Step {
     /// Keys written (true) or deleted, as one batch; a key may come again.
     Change(Vec<(Key, bool)>),
     Commit,
+    /// One file in `n` and others become one file, in a commit of its own.
+    Compact(usize),
     /// As an error does: what was not committed is gone.
     Drop,
     Close,
@@ -369,6 +371,54 @@ impl<'a> Session<'a> {
         self.saving(|index, committed| index.committed(committed));
     }
 
+    /// Of the files' deleted rows some are deleted while the new file is written.
+    fn compact(&mut self, one_in: usize) {
+        self.commit();
+        let chosen: Vec<String> = self
+            .staged
+            .files
+            .keys()
+            .enumerate()
+            .filter(|(at, _)| at.is_multiple_of(one_in))
+            .map(|(_, path)| path.clone())
+            .collect();
+        if chosen.is_empty() {
+            return;
+        }
+        let path = format!("part-{}", uuid::Uuid::new_v4());
+        let to = self.next_id;
+        self.next_id += 1;
+        self.ids.insert(path.clone(), to);
+        self.paths.insert(to, path.clone());
+        let mut joined = DataFile::default();
+        let mut moves = Vec::new();
+        for old in chosen {
+            let file = self.staged.files.remove(&old).unwrap();
+            let gone: RoaringTreemap = file.deleted.iter().filter(|row| row % 2 == 0).collect();
+            moves.push(Moved {
+                from: self.ids[&old],
+                to,
+                base: joined.keys.len() as u32,
+                kept: file.keys.len() as u64 - gone.len(),
+                gone: Arc::new(gone.clone()),
+            });
+            for (row, key) in file.keys.iter().enumerate() {
+                let row = row as u64;
+                if !gone.contains(row) {
+                    if file.deleted.contains(row) {
+                        joined.deleted.insert(joined.keys.len() as u64);
+                    }
+                    joined.keys.push(*key);
+                }
+            }
+        }
+        self.staged.files.insert(path, joined);
+        self.staged.version += 1;
+        *self.committed = self.staged.clone();
+        self.index.moved(moves);
+        self.saving(|index, committed| index.committed(committed));
+    }
+
     pub(super) fn close(mut self) {
         self.commit();
         self.saving(|index, committed| {
@@ -392,6 +442,7 @@ impl<'a> Session<'a> {
         match step {
             Step::Change(changes) => self.change(changes)?,
             Step::Commit => self.commit(),
+            Step::Compact(one_in) => self.compact(*one_in),
             Step::RemoveFiles(one_in) => self.remove_files(*one_in)?,
             Step::Truncate => {
                 self.open_file = None;

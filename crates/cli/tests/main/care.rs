@@ -1,0 +1,66 @@
+//! Tables care for themselves while they are written: few files, a short log, and every row as it was.
+
+use std::path::Path;
+use std::time::Duration;
+
+use alluvium_testkit::PgCluster;
+
+use crate::rebuild::bronze_rebuilds_silver;
+use crate::setup::{Setup, terminate};
+
+const MORE: &str = "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 10\ndelta_checkpoint_every_commits = 5\n\
+                    [maintain]\ncpu_percent = 100\nsmall_files = 3\ndeleted_percent = 2\nall_versions = \"1s\"\n\
+                    removed_files = \"1s\"\nold_versions = \"1s\"\n";
+
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn files_and_log_stay_few_under_a_stream_of_changes() {
+    let create = "CREATE TABLE t (id int PRIMARY KEY, v text, big text);
+         ALTER TABLE t ALTER COLUMN big SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT g, 'v', repeat('x', 3000) FROM generate_series(1, 2000) g;
+         CREATE TABLE no_key (n int, v text);
+         ALTER TABLE no_key REPLICA IDENTITY FULL;
+         INSERT INTO no_key SELECT g % 20, 'b' FROM generate_series(1, 500) g;";
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, create, "\"public.*\"", MORE);
+    let running = setup.spawn_run();
+    let is_live = |table: &str| setup.status(table)["phase"] == "live";
+    setup.wait(&running, "both are live", || {
+        is_live("public.t") && is_live("public.no_key")
+    });
+    for n in 0..250 {
+        let changes = format!(
+            "UPDATE t SET v = 'n{n}' WHERE id % 40 = {n} % 40;
+             UPDATE t SET id = id + 5000 WHERE id = {n};
+             DELETE FROM t WHERE id = 5000 + {n} / 2;
+             INSERT INTO t VALUES (20000 + {n}, 'new', 'small');
+             DELETE FROM no_key WHERE ctid IN (SELECT ctid FROM no_key WHERE n = {n} % 20 LIMIT 5);
+             INSERT INTO no_key SELECT {n} % 20, 'b' FROM generate_series(1, 5)"
+        );
+        setup.pg.execute(&changes).unwrap();
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    for layer in ["silver", "bronze"] {
+        for table in ["t", "no_key"] {
+            let dir = setup.lake().join(layer).join(table);
+            setup.wait(&running, "old files are gone", || {
+                files(&dir) < 40 && files(&dir.join("_delta_log")) < 60
+            });
+        }
+    }
+    let stderr = terminate(running);
+    assert!(!stderr.contains("WARN"), "{stderr}");
+    setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
+    bronze_rebuilds_silver(&setup, "no_key", None);
+    // What was moved is found again.
+    setup
+        .pg
+        .execute("UPDATE t SET v = 'last'; DELETE FROM no_key")
+        .unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+}

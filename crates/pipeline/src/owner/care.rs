@@ -1,0 +1,391 @@
+//! What keeps a table's two Delta tables small and quick to open, beside the stream: Delta
+//! checkpoints, files written anew as one, and removing what nobody needs.
+//!
+//! ```text
+//! owner, after each task: what is due? ─► jobs, on threads of their own ─► owner: adopts what came of them
+//! ```
+//!
+//! At most one job of each kind is under way for a Delta table; of compactions and cleanings, one in
+//! the whole pipeline, which rests in between so that it takes no more than its share of a core.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use alluvium_change::{Error, Lsn, Result};
+use alluvium_lake::{
+    CheckpointDone, CheckpointJob, Cleaned, CleaningJob, Compacted, CompactionJob,
+    RetentionSettings, Silver,
+};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{Event, TableOwner, is_of_lake};
+use crate::project::MaintainSettings;
+
+/// After a job that failed, the next of its kind waits so long.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// A table that rests is cleaned so often.
+const RESTING_EVERY: Duration = Duration::from_secs(6 * 3600);
+const CLEANING_EVERY: Duration = Duration::from_secs(600);
+
+/// Which of a table's two Delta tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layer {
+    Bronze,
+    Silver,
+}
+
+/// What all tables' care shares.
+#[derive(Debug, Clone)]
+pub(crate) struct CareShare {
+    settings: MaintainSettings,
+    one_at_a_time: Arc<Semaphore>,
+}
+
+impl CareShare {
+    pub(crate) fn new(settings: MaintainSettings) -> Self {
+        Self {
+            settings,
+            one_at_a_time: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// After so much work: sleeps as the share of a core asks for.
+    fn rest(&self, worked: Duration) {
+        let share = f64::from(self.settings.cpu_percent.clamp(1, 100)) / 100.0;
+        std::thread::sleep(worked.mul_f64(1.0 / share - 1.0));
+    }
+}
+
+/// Work beside the owner.
+enum Job {
+    Checkpoint(CheckpointJob),
+    Compaction(CompactionJob),
+    Cleaning(CleaningJob),
+}
+
+/// What came of it.
+pub(super) enum Done {
+    Checkpoint(Result<CheckpointDone>),
+    /// None: it was given up.
+    Compaction(Result<Option<Compacted>>),
+    Cleaning(Result<Cleaned>),
+}
+
+/// Of one Delta table.
+#[derive(Debug)]
+struct Kept {
+    compacting: bool,
+    cleaning: bool,
+    not_before: Instant,
+    /// A file that waits for a moment at which nothing is staged.
+    pending: Option<Compacted>,
+    cleaned: Option<Cleaned>,
+    clean_at: Instant,
+    /// Of the last cleaning, or when the table was opened.
+    cleaned_version: u64,
+    last_change: Instant,
+}
+
+impl Kept {
+    fn new(retention: &RetentionSettings) -> Self {
+        let now = Instant::now();
+        Self {
+            compacting: false,
+            cleaning: false,
+            not_before: now,
+            pending: None,
+            cleaned: None,
+            clean_at: now + cleaning_every(retention),
+            cleaned_version: 0,
+            last_change: now,
+        }
+    }
+}
+
+/// The care of one table.
+pub(super) struct Care {
+    share: CareShare,
+    /// Set when the owner ends: what is under way is given up.
+    ends: Arc<AtomicBool>,
+    retention: RetentionSettings,
+    bronze: Kept,
+    silver: Kept,
+}
+
+/// Often enough that what is too old does not become much older.
+fn cleaning_every(retention: &RetentionSettings) -> Duration {
+    let shortest = retention.all_versions.max(retention.removed_files);
+    (shortest / 6).clamp(Duration::from_secs(1), CLEANING_EVERY)
+}
+
+impl Care {
+    pub(super) fn new(share: CareShare, retention: RetentionSettings) -> Self {
+        Self {
+            share,
+            ends: Arc::default(),
+            bronze: Kept::new(&retention),
+            silver: Kept::new(&retention),
+            retention,
+        }
+    }
+
+    fn of(&mut self, layer: Layer) -> &mut Kept {
+        match layer {
+            Layer::Bronze => &mut self.bronze,
+            Layer::Silver => &mut self.silver,
+        }
+    }
+
+    /// Nothing new is begun, and what is under way is given up.
+    pub(super) fn end(&self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.share.settings.enabled && !self.ends.load(Ordering::Relaxed)
+    }
+
+    /// When to look again, though nothing happened.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.share
+            .settings
+            .enabled
+            .then(|| self.bronze.clean_at.min(self.silver.clean_at))
+    }
+}
+
+/// Jobs under way.
+#[derive(Default)]
+pub(super) struct Jobs(JoinSet<(Layer, Done)>);
+
+impl Jobs {
+    /// The next that ends; none when there is none.
+    pub(super) async fn next(&mut self) -> Option<(Layer, Done)> {
+        while let Some(ended) = self.0.join_next().await {
+            if let Ok(done) = ended {
+                return Some(done);
+            }
+        }
+        None
+    }
+
+    pub(super) fn start(&mut self, due: Vec<(Layer, DueJob)>, care: &Care) {
+        for (layer, DueJob(job)) in due {
+            let (share, ends) = (care.share.clone(), Arc::clone(&care.ends));
+            self.0
+                .spawn(async move { (layer, job.run(share, ends).await) });
+        }
+    }
+}
+
+/// A job that is due.
+pub(super) struct DueJob(Job);
+
+impl Job {
+    async fn run(self, share: CareShare, ends: Arc<AtomicBool>) -> Done {
+        let turn = match &self {
+            Self::Checkpoint(_) => None,
+            Self::Compaction(_) | Self::Cleaning(_) => {
+                Arc::clone(&share.one_at_a_time).acquire_owned().await.ok()
+            }
+        };
+        let is_wanted = move || !ends.load(Ordering::Relaxed);
+        match self {
+            Self::Checkpoint(job) => Done::Checkpoint(beside(move || job.run()).await),
+            Self::Compaction(job) => {
+                let rest = move |worked| {
+                    share.rest(worked);
+                    is_wanted()
+                };
+                let job = move || {
+                    if rest(Duration::ZERO) {
+                        job.run(&rest)
+                    } else {
+                        Ok(None)
+                    }
+                };
+                let done = beside(job).await;
+                drop(turn);
+                Done::Compaction(done)
+            }
+            Self::Cleaning(job) => {
+                let job = move || {
+                    if is_wanted() {
+                        job.run()
+                    } else {
+                        Ok(Cleaned::default())
+                    }
+                };
+                let done = beside(job).await;
+                drop(turn);
+                Done::Cleaning(done)
+            }
+        }
+    }
+}
+
+/// Runs work on a thread of its own.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::bug("care of a table panicked").with_source(e)))
+}
+
+impl TableOwner {
+    /// What is to be done beside the owner now.
+    pub(super) fn due_jobs(&mut self) -> Result<Vec<(Layer, DueJob)>> {
+        let mut due = Vec::new();
+        for layer in [Layer::Bronze, Layer::Silver] {
+            let jobs = self.checkpoint(layer).map(Job::Checkpoint);
+            due.extend(jobs.map(|job| (layer, DueJob(job))));
+            if !self.care.is_wanted() {
+                continue;
+            }
+            let compaction = self.compaction(layer)?.map(Job::Compaction);
+            let cleaning = self.cleaning(layer).map(Job::Cleaning);
+            let jobs = compaction.into_iter().chain(cleaning);
+            due.extend(jobs.map(|job| (layer, DueJob(job))));
+        }
+        Ok(due)
+    }
+
+    fn checkpoint(&mut self, layer: Layer) -> Option<CheckpointJob> {
+        match layer {
+            Layer::Bronze => self.bronze.take_checkpoint_job(),
+            Layer::Silver => self.silver.as_mut().and_then(Silver::take_checkpoint_job),
+        }
+    }
+
+    fn compaction(&mut self, layer: Layer) -> Result<Option<CompactionJob>> {
+        let kept = self.care.of(layer);
+        if kept.compacting || Instant::now() < kept.not_before {
+            return Ok(None);
+        }
+        let job = match (layer, &mut self.silver) {
+            (Layer::Bronze, _) => self.bronze.take_compaction_job(),
+            (Layer::Silver, Some(silver)) => silver.take_compaction_job()?,
+            (Layer::Silver, None) => None,
+        };
+        self.care.of(layer).compacting = job.is_some();
+        Ok(job)
+    }
+
+    fn cleaning(&mut self, layer: Layer) -> Option<CleaningJob> {
+        let version = match layer {
+            // A reader of bronze may have files before it that are no longer current.
+            Layer::Bronze => self.catch_up.is_none().then(|| self.bronze.version()),
+            Layer::Silver => self.silver.as_ref().map(Silver::version),
+        };
+        let retention = self.care.retention;
+        let kept = self.care.of(layer);
+        let now = Instant::now();
+        if now < kept.clean_at {
+            return None;
+        }
+        kept.clean_at = now + cleaning_every(&retention);
+        let version = version.filter(|_| !kept.cleaning)?;
+        if version != kept.cleaned_version {
+            kept.cleaned_version = version;
+            kept.last_change = now;
+        }
+        kept.cleaning = true;
+        // What was current until the last change is too old so much later.
+        let settled = retention.all_versions.max(retention.removed_files) + CLEANING_EVERY;
+        if now.duration_since(kept.last_change) > settled {
+            kept.clean_at = now + RESTING_EVERY;
+        }
+        let before = kept.cleaned.take();
+        match layer {
+            Layer::Bronze => Some(self.bronze.cleaning_job(before)),
+            Layer::Silver => Some(self.silver.as_ref()?.cleaning_job(before)),
+        }
+    }
+
+    /// Takes in what came of a job.
+    pub(super) fn job_done(&mut self, layer: Layer, done: Done) -> Vec<Event> {
+        match done {
+            Done::Checkpoint(done) => {
+                let adopted = done.and_then(|done| match (layer, &mut self.silver) {
+                    (Layer::Bronze, _) => self.bronze.adopt_checkpoint(done),
+                    (Layer::Silver, Some(silver)) => silver.adopt_checkpoint(done),
+                    (Layer::Silver, None) => Ok(()),
+                });
+                if let Err(error) = adopted {
+                    tracing::warn!(table = %self.table.schema.id, error = %error, "no delta checkpoint was written, the next one will be");
+                }
+            }
+            Done::Compaction(Ok(compacted)) => {
+                let kept = self.care.of(layer);
+                kept.compacting = compacted.is_some();
+                kept.pending = compacted;
+            }
+            Done::Compaction(Err(error)) => {
+                tracing::warn!(
+                    table = %self.table.schema.id, ?layer, error = %error, detail = error.detail().unwrap_or(""),
+                    "files could not be written anew as one, the stream goes on"
+                );
+                let kept = self.care.of(layer);
+                kept.compacting = false;
+                kept.not_before = Instant::now() + RETRY_AFTER;
+            }
+            Done::Cleaning(cleaned) => {
+                let kept = self.care.of(layer);
+                kept.cleaning = false;
+                match cleaned {
+                    Ok(cleaned) => {
+                        tracing::debug!(
+                            table = %self.table.schema.id, ?layer,
+                            data_files = cleaned.data_files.len(), data_bytes = cleaned.data_bytes,
+                            log_files = cleaned.log_files.len(), "cleaned"
+                        );
+                        kept.cleaned = Some(cleaned);
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            table = %self.table.schema.id, ?layer, error = %error, detail = error.detail().unwrap_or(""),
+                            "what nobody needs could not be removed, the stream goes on"
+                        );
+                    }
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    /// Puts files that were written anew in their place, where nothing is staged at the moment.
+    pub(super) fn adopt_compacted(&mut self) -> Vec<Event> {
+        for layer in [Layer::Bronze, Layer::Silver] {
+            let staged = self.silver.as_ref().is_some_and(Silver::has_staged);
+            if layer == Layer::Silver && staged {
+                continue;
+            }
+            let kept = self.care.of(layer);
+            let Some(compacted) = kept.pending.take() else {
+                continue;
+            };
+            kept.compacting = false;
+            let adopted = match (layer, &mut self.silver) {
+                (Layer::Bronze, _) => self.bronze.adopt_compaction(compacted),
+                (Layer::Silver, Some(silver)) => silver.adopt_compaction(compacted),
+                (Layer::Silver, None) => Ok(None),
+            };
+            match adopted {
+                Ok(version) => {
+                    tracing::debug!(table = %self.table.schema.id, ?layer, ?version, "compacted");
+                }
+                Err(error) if layer == Layer::Silver || is_of_lake(&error) => {
+                    return self.failed(error);
+                }
+                Err(error) => {
+                    let at = self.position();
+                    return match self.break_at(at, Lsn::ZERO, &error) {
+                        Ok(()) => vec![Event::PhaseChanged],
+                        Err(error) => vec![Event::Fatal(error)],
+                    };
+                }
+            }
+        }
+        Vec::new()
+    }
+}
