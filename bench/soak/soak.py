@@ -275,6 +275,7 @@ def main() -> int:
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="alluvium-soak-", dir=os.environ.get("TMPDIR")) as directory:
+        os.chmod(directory, 0o755)                                     # the server runs as another user under root
         return soak(args, directory)
 
 

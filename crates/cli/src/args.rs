@@ -68,6 +68,12 @@ pub(crate) enum Command {
     Sql(Sql),
     /// Copy tables afresh; a running pipeline does it at once, else the next run
     Resync(Resync),
+    /// Write tables' small files and files with deleted rows anew as few large ones
+    Optimize(Tables),
+    /// Show which files no readable version needs; with --delete remove them
+    Vacuum(Vacuum),
+    /// Write a Delta checkpoint of tables, so that they open quickly
+    Checkpoint(Tables),
     /// List all error codes, or explain one
     Errors(Errors),
     /// See it work: a private PostgreSQL with a small shop, streamed live
@@ -119,6 +125,21 @@ pub(crate) struct Resync {
     /// Every table of the lake
     #[arg(long, conflicts_with = "tables")]
     pub all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Tables {
+    /// Tables as schema.table (or table, in schema public); all when left out
+    pub tables: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Vacuum {
+    /// Tables as schema.table (or table, in schema public); all when left out
+    pub tables: Vec<String>,
+    /// Remove them
+    #[arg(long)]
+    pub delete: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,5 +1,6 @@
 //! One module per command; each loads the project, calls a crate, prints a result.
 
+pub(crate) mod care;
 pub(crate) mod doctor;
 pub(crate) mod errors;
 pub(crate) mod init;

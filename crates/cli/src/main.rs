@@ -50,6 +50,11 @@ async fn perform(args: Args) -> Result<ExitCode> {
         Command::Tables => command::tables::tables(&args.config, output),
         Command::Sql(sql) => command::sql::sql(&args.config, &sql, output).await,
         Command::Resync(resync) => command::resync::resync(&args.config, &resync),
+        Command::Optimize(tables) => command::care::optimize(&args.config, &tables.tables, output),
+        Command::Vacuum(vacuum) => command::care::vacuum(&args.config, &vacuum, output),
+        Command::Checkpoint(tables) => {
+            command::care::checkpoint(&args.config, &tables.tables, output)
+        }
         Command::Errors(errors) => command::errors::errors(&errors, output),
         Command::Demo(options) => demo::demo(&options).await,
         Command::Completions { shell } => command::completions(shell),
@@ -65,8 +70,9 @@ fn start_logging(args: &Args) {
         (Command::Run(_), 0) => "info",
         (_, 0) => "warn",
     };
+    // What the Delta kernel has to say comes as an error of ours.
     let default = format!(
-        "warn,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own},alluvium_serve={own}"
+        "warn,delta_kernel=off,delta_kernel_default_engine=off,alluvium={own},alluvium_pipeline={own},alluvium_lake={own},alluvium_source_postgres={own},alluvium_query={own},alluvium_serve={own}"
     );
     let filter = EnvFilter::try_from_env("ALLUVIUM_LOG").unwrap_or_else(|_| default.into());
     let builder = tracing_subscriber::fmt()

@@ -59,6 +59,11 @@ pub(crate) fn open_or_create(
     Ok((table, None))
 }
 
+/// The source's table that a table of the lake is of.
+pub(crate) fn table_of(table: &DeltaTable) -> Option<String> {
+    table.properties().get(PROPERTY_TABLE).cloned()
+}
+
 fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {
     let properties = table.properties();
     let expected = [

@@ -52,6 +52,18 @@ pub struct CompactionSettings {
     pub least_deleted_rows: u64,
 }
 
+impl CompactionSettings {
+    /// As thorough as can be of use, when it is asked for.
+    #[must_use]
+    pub fn by_hand() -> Self {
+        Self {
+            small_files: 2,
+            deleted_percent: 0,
+            least_deleted_rows: 1,
+        }
+    }
+}
+
 impl Default for CompactionSettings {
     fn default() -> Self {
         Self {

@@ -243,6 +243,10 @@ impl TableOwner {
             Command::View { through, reply } => {
                 let _ = reply.send(self.show(through));
             }
+            Command::Care(request) => {
+                let files = self.silver.as_ref().map_or(0, Silver::num_files);
+                self.care.ask(request, files.max(self.bronze.num_files()));
+            }
             Command::Shape { table, step, ended } => {
                 if let Err(error) = self.reshape(table, &step, ended) {
                     events.extend(self.failed(error));

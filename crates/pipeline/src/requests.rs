@@ -27,8 +27,43 @@ impl Pending {
     }
 }
 
+/// What is done to the files of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CareKind {
+    Optimize,
+    Vacuum,
+    Checkpoint,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Care {
+    kind: CareKind,
+    schema: String,
+    table: String,
+}
+
+/// Care that was asked for; its file is there until it is finished.
+#[derive(Debug)]
+pub struct PendingCare {
+    pub kind: CareKind,
+    pub table: TableId,
+    pub file: PathBuf,
+}
+
+impl PendingCare {
+    /// It was done, or cannot be.
+    pub fn finish(&self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
 fn directory(state_dir: &Path) -> PathBuf {
     state_dir.join("requests")
+}
+
+fn care_directory(state_dir: &Path) -> PathBuf {
+    directory(state_dir).join("care")
 }
 
 /// Asks that `table` be copied afresh.
@@ -40,31 +75,79 @@ pub fn ask_resync(state_dir: &Path, table: &TableId) -> Result<()> {
         schema: table.schema.clone(),
         table: table.name.clone(),
     };
-    let text = serde_json::to_string(&request)
+    let name = file_name("resync", table);
+    leave(&directory(state_dir), &name, &request).map(|_| ())
+}
+
+/// Asks that a running pipeline cares for the files of `table`. The file that is answered is gone when
+/// that is done.
+///
+/// # Errors
+/// The project's state directory cannot be written.
+pub fn ask_care(state_dir: &Path, kind: CareKind, table: &TableId) -> Result<PathBuf> {
+    let request = Care {
+        kind,
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+    };
+    let name = file_name(&format!("{kind:?}").to_lowercase(), table);
+    leave(&care_directory(state_dir), &name, &request)
+}
+
+fn file_name(what: &str, table: &TableId) -> String {
+    let (schema, name) = (&table.schema, &table.name);
+    format!(
+        "{what}-{}--{}.json",
+        encode_path_segment(schema),
+        encode_path_segment(name)
+    )
+}
+
+fn leave(directory: &Path, name: &str, request: &impl Serialize) -> Result<PathBuf> {
+    let text = serde_json::to_string(request)
         .map_err(|error| Error::bug("a request cannot be written as JSON").with_source(error))?;
-    let directory = directory(state_dir);
-    let name = format!(
-        "resync-{}--{}.json",
-        encode_path_segment(&table.schema),
-        encode_path_segment(&table.name)
-    );
     let temporary = directory.join(format!(".{name}"));
-    std::fs::create_dir_all(&directory)
+    let file = directory.join(name);
+    std::fs::create_dir_all(directory)
         .and_then(|()| std::fs::write(&temporary, text))
-        .and_then(|()| std::fs::rename(&temporary, directory.join(name)))
+        .and_then(|()| std::fs::rename(&temporary, &file))
         .map_err(|error| {
             Error::new(
                 &code::LAKE_READ_ONLY,
                 format!("cannot write to \"{}\"", directory.display()),
             )
             .with_detail(error.to_string())
-        })
+        })?;
+    Ok(file)
 }
 
 /// The requests that wait. A file that cannot be read is passed over.
 #[must_use]
 pub fn pending(state_dir: &Path) -> Vec<Pending> {
-    let Ok(entries) = std::fs::read_dir(directory(state_dir)) else {
+    let read = |(file, request): (PathBuf, Resync)| Pending {
+        table: TableId::new(request.schema, request.table),
+        file,
+    };
+    waiting(&directory(state_dir))
+        .into_iter()
+        .map(read)
+        .collect()
+}
+
+/// Care that was asked for and is not finished.
+#[must_use]
+pub fn pending_care(state_dir: &Path) -> Vec<PendingCare> {
+    let read = |(file, request): (PathBuf, Care)| PendingCare {
+        kind: request.kind,
+        table: TableId::new(request.schema, request.table),
+        file,
+    };
+    let waiting = waiting(&care_directory(state_dir));
+    waiting.into_iter().map(read).collect()
+}
+
+fn waiting<T: for<'a> Deserialize<'a>>(directory: &Path) -> Vec<(PathBuf, T)> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
     let read = |file: PathBuf| {
@@ -72,11 +155,8 @@ pub fn pending(state_dir: &Path) -> Vec<Pending> {
         if name.starts_with('.') {
             return None;
         }
-        let request: Resync = serde_json::from_str(&std::fs::read_to_string(&file).ok()?).ok()?;
-        Some(Pending {
-            table: TableId::new(request.schema, request.table),
-            file,
-        })
+        let request = serde_json::from_str(&std::fs::read_to_string(&file).ok()?).ok()?;
+        Some((file, request))
     };
     entries
         .flatten()
@@ -101,5 +181,22 @@ mod tests {
         assert_eq!(waiting[0].table, table);
         waiting[0].finish();
         assert!(pending(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn care_is_asked_for_apart_from_copies() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = TableId::new("public", "orders");
+        let vacuum = ask_care(dir.path(), CareKind::Vacuum, &table).unwrap();
+        ask_care(dir.path(), CareKind::Optimize, &table).unwrap();
+        assert!(pending(dir.path()).is_empty());
+        let waiting = pending_care(dir.path());
+        assert_eq!(waiting.len(), 2);
+        for care in waiting {
+            assert_eq!(care.kind == CareKind::Vacuum, care.file == vacuum);
+            assert_eq!(care.table, table);
+            care.finish();
+        }
+        assert!(!vacuum.exists());
     }
 }

@@ -7,7 +7,8 @@ mod prepare;
 mod session;
 mod watcher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use alluvium_source_postgres::tuples::Tuples;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+
+pub use prepare::lake_settings;
 
 use crate::LakeLock;
 use crate::copy::{CopyContext, CopySessions, CopyTarget};
@@ -75,6 +78,8 @@ struct Pipeline {
     copy_context: CopyContext,
     /// Tables to be copied with the next job; one job runs at a time.
     copy_queue: Vec<CopyTarget>,
+    /// Requests for care that owners know of.
+    care_asked: HashSet<PathBuf>,
     copy_jobs: JoinSet<Result<()>>,
     rates: measure::Rates,
     view_requests: ViewRequests,

@@ -64,3 +64,81 @@ fn files_and_log_stay_few_under_a_stream_of_changes() {
     setup.catch_up();
     setup.assert_equal();
 }
+
+/// Care by hand, where nothing runs, and by a pipeline that does.
+#[test]
+fn care_is_taken_when_it_is_asked_for() {
+    let create = "CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT g, 'v' FROM generate_series(1, 500) g";
+    let more = "[commit]\nmin_interval_ms = 10\nmax_interval_ms = 10\ndelta_checkpoint_every_commits = 1000\n\
+                [maintain]\nenabled = false\nall_versions = \"0s\"\nremoved_files = \"0s\"\nold_versions = \"0s\"\n";
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, create, "\"public.*\"", more);
+    let silver = setup.lake().join("silver/t");
+    let rows = |args: &[&str]| -> serde_json::Value {
+        let args = [args, &["--output", "json"]].concat();
+        let finished = setup.alluvium(&args).success().unwrap();
+        serde_json::from_str(&finished.stdout).unwrap()
+    };
+    let of_silver = |rows: &serde_json::Value| {
+        let rows = rows.as_array().unwrap().iter();
+        rows.clone()
+            .find(|row| row["table"] == "silver.t")
+            .unwrap()
+            .clone()
+    };
+    let change = |round: i32| {
+        for n in 0..30 {
+            setup
+                .pg
+                .execute(&format!(
+                    "UPDATE t SET v = '{round}.{n}' WHERE id % 30 = {n}; DELETE FROM t WHERE id = {round} * 40 + {n}"
+                ))
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    for (round, runs) in [(0, false), (1, true)] {
+        let running = setup.spawn_run();
+        setup.wait(&running, "it is live", || {
+            setup.status("public.t")["phase"] == "live"
+        });
+        change(round);
+        let running = match runs {
+            true => Some(running),
+            false => {
+                terminate(running);
+                None
+            }
+        };
+        let optimized = of_silver(&rows(&["optimize", "t"]));
+        assert!(
+            optimized["files_before"].as_u64().unwrap() > 5,
+            "{optimized}"
+        );
+        assert!(
+            optimized["files_after"].as_u64().unwrap() <= 2,
+            "{optimized}"
+        );
+        rows(&["checkpoint"]);
+        std::thread::sleep(Duration::from_millis(1500));
+        let before = files(&silver);
+        let found = of_silver(&rows(&["vacuum"]));
+        assert!(found["data_files"].as_u64().unwrap() > 5, "{found}");
+        assert_eq!(files(&silver), before, "nothing was removed yet");
+        rows(&["vacuum", "--delete", "t"]);
+        assert!(files(&silver) < 8, "{}", files(&silver));
+        if let Some(running) = running {
+            terminate(running);
+        }
+        setup.catch_up();
+        setup.assert_equal();
+    }
+    let unknown = setup.alluvium(&["optimize", "nothing"]);
+    assert_eq!(unknown.code(), Some(1));
+    assert!(
+        unknown.stderr.contains("public.nothing"),
+        "{}",
+        unknown.stderr
+    );
+}

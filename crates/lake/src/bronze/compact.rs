@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result};
+use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
 use super::Bronze;
@@ -10,47 +11,44 @@ use super::columns::Columns;
 use super::reader::lsns_of;
 use crate::log::LiveFile;
 use crate::maintain::{Candidate, Input, Order, Output, choose};
-use crate::{Cleaned, CleaningJob, Compacted, CompactionJob};
-
-/// What of a file's changes counts for their order.
-#[derive(Debug, Clone, Copy)]
-struct Span {
-    /// Its place in the list of files.
-    at: usize,
-    lowest: u64,
-    highest: u64,
-}
+use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings};
 
 impl Bronze {
     /// Work for another thread, when there are files to be written anew. One at a time: what came of
     /// it goes to [`Self::adopt_compaction`].
-    pub fn take_compaction_job(&mut self) -> Option<CompactionJob> {
-        let fan_in = self.encoder.lake.compaction.small_files;
-        if self.poisoned || !self.usable || self.files_since_compaction < fan_in {
+    pub fn take_compaction_job(&mut self, settings: &CompactionSettings) -> Option<CompactionJob> {
+        if self.poisoned || !self.usable {
             return None;
         }
+        let seen = self.compaction_seen == Some(*settings);
+        if seen && self.files_since_compaction < settings.small_files {
+            return None;
+        }
+        self.compaction_seen = Some(*settings);
         self.files_since_compaction = 0;
-        let spans = spans(&self.files, &self.encoder.columns);
-        let mut last: Option<u64> = None;
-        let candidates: Vec<Candidate> = spans
+        let places = places(self.files.iter(), &self.encoder.columns);
+        let candidates: Vec<Candidate> = places
             .iter()
-            .filter_map(|span| {
-                let file = self.files.get(span.at)?;
-                let follows = last.is_none_or(|last| last < span.lowest);
-                last = last.max(Some(span.highest));
+            .filter_map(|(at, follows)| {
+                let file = self.files.get(*at)?;
                 Some(Candidate {
                     size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
                     num_rows: file.num_rows,
                     deleted_rows: 0,
-                    follows,
+                    follows: *follows,
                 })
             })
             .collect();
-        let chosen = choose(&candidates, Order::Kept, &self.encoder.lake)?;
+        let chosen = choose(
+            &candidates,
+            Order::Kept,
+            self.encoder.lake.target_file_bytes,
+            settings,
+        )?;
         let nothing = Arc::new(RoaringTreemap::new());
         let inputs: Vec<Input> = chosen
             .iter()
-            .filter_map(|at| self.files.get(spans.get(*at)?.at))
+            .filter_map(|at| self.files.get(places.get(*at)?.0))
             .map(|file| Input {
                 segment: 0,
                 path: file.path.clone(),
@@ -98,7 +96,7 @@ impl Bronze {
             let first = first.ok_or_else(|| Error::bug("a compaction of no files"))?;
             bronze.files.insert(first, file);
             // There may be more to do.
-            bronze.files_since_compaction = bronze.files.len();
+            bronze.compaction_seen = None;
             Ok(Some(version))
         })
     }
@@ -112,20 +110,27 @@ impl Bronze {
     }
 }
 
-/// The files with changes of the stream, in order; those with copied rows are left as they are.
-fn spans(files: &[LiveFile], columns: &Columns) -> Vec<Span> {
-    let mut spans: Vec<Span> = files
-        .iter()
+/// As [`places`], of the files of a table with these columns.
+pub(crate) fn in_order<'a>(
+    files: impl Iterator<Item = &'a LiveFile>,
+    schema: &SchemaRef,
+) -> Result<Vec<(usize, bool)>> {
+    Ok(places(files, &Columns::of_table(Arc::clone(schema))?))
+}
+
+/// The files with changes of the stream, in order, by their places in the list; and whether all changes
+/// of a file come after those of the files before it. Those with copied rows stay as they are.
+fn places<'a>(files: impl Iterator<Item = &'a LiveFile>, columns: &Columns) -> Vec<(usize, bool)> {
+    let mut spans: Vec<((u64, u64), usize)> = files
         .enumerate()
-        .filter_map(|(at, file)| {
-            let (lowest, highest) = lsns_of(file, columns)?;
-            Some(Span {
-                at,
-                lowest,
-                highest,
-            })
-        })
+        .filter_map(|(at, file)| Some((lsns_of(file, columns)?, at)))
         .collect();
-    spans.sort_by_key(|span| (span.lowest, span.highest));
-    spans
+    spans.sort_unstable();
+    let mut last: Option<u64> = None;
+    let place = |((lowest, highest), at): ((u64, u64), usize)| {
+        let follows = last.is_none_or(|last| last < lowest);
+        last = last.max(Some(highest));
+        (at, follows)
+    };
+    spans.into_iter().map(place).collect()
 }

@@ -26,6 +26,7 @@ use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableSchema, code};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use columns::Columns;
+pub(crate) use compact::in_order;
 use encoder::Ready;
 pub use encoder::{BronzeEncoder, ReadyRows};
 pub use reader::ChangeReader;
@@ -33,7 +34,7 @@ pub use reader::ChangeReader;
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
 use crate::write::{DataFileWriter, EncodedRows, check_file};
-use crate::{CheckpointDone, CheckpointJob, Lake, LakeSettings, Owner};
+use crate::{CheckpointDone, CheckpointJob, CompactionSettings, Lake, LakeSettings, Owner};
 
 /// One bronze table, open for writing.
 pub struct Bronze {
@@ -48,8 +49,9 @@ pub struct Bronze {
     /// Of the stream.
     changes: Staged,
     copied: Staged,
-    /// Since it was last seen that no files need to be written anew.
+    /// Since it was last looked whether files need to be written anew, and what was gone by.
     files_since_compaction: usize,
+    compaction_seen: Option<CompactionSettings>,
     /// The file that a compaction writes.
     compacting: Option<String>,
     poisoned: bool,
@@ -103,7 +105,8 @@ impl Bronze {
                 lake: lake.settings().clone(),
             }),
             position,
-            files_since_compaction: files.len(),
+            files_since_compaction: 0,
+            compaction_seen: None,
             files,
             changes: Staged::default(),
             copied: Staged::default(),
@@ -134,6 +137,12 @@ impl Bronze {
     #[must_use]
     pub fn dir(&self) -> &std::path::Path {
         &self.dir
+    }
+
+    /// Data files of the last commit.
+    #[must_use]
+    pub fn num_files(&self) -> usize {
+        self.files.len()
     }
 
     /// Whether changes or copied rows were staged since the last commit.
@@ -421,17 +430,19 @@ impl Bronze {
         })
     }
 
-    /// Work for another thread, when enough commits have passed since the last checkpoint.
-    pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
+    /// Work for another thread, when enough commits have passed since the last checkpoint; by hand one
+    /// is enough.
+    pub fn take_checkpoint_job(&mut self, by_hand: bool) -> Option<CheckpointJob> {
+        let every = self.encoder.lake.delta_checkpoint_every_commits;
         self.table
-            .take_checkpoint_job(self.encoder.lake.delta_checkpoint_every_commits)
+            .take_checkpoint_job(if by_hand { 1 } else { every })
     }
 
     /// Lets the table go on from a checkpoint that was written.
     ///
     /// # Errors
-    /// When the log cannot be listed.
-    pub fn adopt_checkpoint(&mut self, done: CheckpointDone) -> Result<()> {
+    /// When it was not, or the log cannot be listed.
+    pub fn adopt_checkpoint(&mut self, done: Result<CheckpointDone>) -> Result<()> {
         self.table.adopt_checkpoint(done)
     }
 

@@ -27,7 +27,7 @@ const SNAPSHOT_ENTRIES: usize = 1 << 17;
 
 enum Form {
     Memory(ShardedIndex),
-    Disk(DiskIndex),
+    Disk(Box<DiskIndex>),
 }
 
 /// Entries in memory getting their new places, a shard after each commit.
@@ -123,7 +123,7 @@ impl KeyedIndex {
         }
         let memory_bytes = place.share.equal_bytes();
         let disk = DiskIndex::restore(home.clone(), manifest, covered, memory_bytes)?;
-        let mut index = Self::of(place, Form::Disk(disk));
+        let mut index = Self::of(place, Form::Disk(Box::new(disk)));
         index.forwarding = manifest.forwarding.clone();
         Ok(index)
     }
@@ -230,7 +230,7 @@ impl KeyedIndex {
                 if let Some(home) = self.place.home.as_ref().filter(|_| too_large) {
                     tracing::debug!(keys = memory.len(), "a key index goes to disk");
                     let disk = DiskIndex::of_memory(home.clone(), memory, memory_bytes)?;
-                    self.form = Form::Disk(disk);
+                    self.form = Form::Disk(Box::new(disk));
                     self.sweep = None;
                     self.cancel_snapshot();
                 }
@@ -465,7 +465,7 @@ impl Rebuild {
         let form = match self.form {
             RebuildForm::Memory(builder) => Form::Memory(builder.finish()),
             RebuildForm::Disk(bulk) => match bulk.finish()? {
-                Some(disk) => Form::Disk(disk),
+                Some(disk) => Form::Disk(Box::new(disk)),
                 None => return Ok(None),
             },
         };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use alluvium_change::{Result, failpoint};
 use delta_kernel::snapshot::{Snapshot, SnapshotRef};
 
+use super::committer::log_dir;
 use super::engine::{Engine, kernel_error};
 use super::table::DeltaTable;
 
@@ -38,7 +39,11 @@ impl CheckpointJob {
         failpoint::hit("checkpoint.before_write");
         let version = self.snapshot.version();
         let engine = self.engine.as_ref();
-        self.snapshot.checkpoint(engine, None).map_err(failed)?;
+        let name = format!("{version:020}.checkpoint.parquet");
+        // Whoever knows of one that is there knows its size, too: it is not written again.
+        if !log_dir(&self.dir).join(name).exists() {
+            self.snapshot.checkpoint(engine, None).map_err(failed)?;
+        }
         // The checksum only makes opening quicker; a table without one is complete.
         if let Err(error) = self.snapshot.write_checksum(engine) {
             tracing::debug!(%error, version, "no checksum written");
@@ -50,11 +55,14 @@ impl CheckpointJob {
 
 impl DeltaTable {
     /// A job that checkpoints the current version, once `every` commits have passed since the last
-    /// checkpoint or job.
+    /// checkpoint or job. One at a time: what came of it goes to [`Self::adopt_checkpoint`].
     pub(crate) fn take_checkpoint_job(&mut self, every: u64) -> Option<CheckpointJob> {
-        if self.commits_since_checkpoint < every.max(1) {
+        // Two could write the same version's, and the older one go by a log that the newer one made
+        // unnecessary.
+        if self.checkpointing || self.commits_since_checkpoint < every.max(1) {
             return None;
         }
+        self.checkpointing = true;
         self.commits_since_checkpoint = 0;
         Some(CheckpointJob {
             dir: self.dir.clone(),
@@ -64,13 +72,19 @@ impl DeltaTable {
     }
 
     /// Lets the owner's snapshot start from the checkpoint, so that it stays short.
-    pub(crate) fn adopt_checkpoint(&mut self, done: CheckpointDone) -> Result<()> {
+    pub(crate) fn adopt_checkpoint(&mut self, done: Result<CheckpointDone>) -> Result<()> {
+        self.checkpointing = false;
+        let done = done?;
         let version = self.version();
+        // Of the version that it has already the kernel gives the snapshot back as it is, so the
+        // latest is asked for.
         let snapshot = Snapshot::builder_from(Arc::clone(&self.snapshot))
-            .at_version(version)
             .build(self.engine.as_ref())
             .map_err(|e| kernel_error("adopt the checkpoint of", &self.dir, e))?;
-        self.snapshot = snapshot;
+        // A commit of somebody else shows with the next one of ours.
+        if snapshot.version() == version {
+            self.snapshot = snapshot;
+        }
         self.commits_since_checkpoint = version.saturating_sub(done.version);
         Ok(())
     }

@@ -72,8 +72,7 @@ impl TableAt {
         })
     }
 
-    /// Names of all files of the version, of those added since its checkpoint, and of those removed
-    /// since `removed_since_ms`.
+    /// Names of all files of the version, and of those removed since `removed_since_ms`.
     pub(crate) fn names(&self, removed_since_ms: i64) -> Result<Names> {
         let failed = |e| kernel_error("read the files of", &self.dir, e);
         let actions = action_schema().map_err(failed)?;
@@ -83,6 +82,8 @@ impl TableAt {
             .read_actions(self.engine.as_ref(), Arc::new(actions))
             .map_err(failed)?;
         let mut names = Names::new();
+        // Newest commits come first: what is added and was removed later is no more.
+        let mut seen: HashSet<u64> = HashSet::new();
         for batch in batches {
             let data = batch.map_err(failed)?.actions;
             let batch: RecordBatch =
@@ -90,7 +91,10 @@ impl TableAt {
             for kind in ["add", "remove"] {
                 let files = FileColumns::new(&batch, kind)?;
                 for row in 0..batch.num_rows() {
-                    if files.action.is_valid(row) && files.is_since(row, removed_since_ms) {
+                    if files.action.is_valid(row)
+                        && seen.insert(files.identity(row))
+                        && files.is_since(row, removed_since_ms)
+                    {
                         self.insert(&files, row, &mut names)?;
                     }
                 }
@@ -187,6 +191,16 @@ impl<'a> FileColumns<'a> {
                 .column_by_name("cardinality")?
                 .as_primitive_opt::<Int64Type>()?,
         })
+    }
+
+    /// Of a file with its deleted rows.
+    fn identity(&self, row: usize) -> u64 {
+        let vector = self.vector.is_valid(row) && self.place.is_valid(row);
+        let (place, offset) = match vector {
+            true => (self.place.value(row), self.offset.value(row)),
+            false => ("", 0),
+        };
+        name_hash(&format!("{}\n{place}\n{offset}", self.path.value(row)))
     }
 
     /// A file that was removed, and nobody says when, was removed just now.

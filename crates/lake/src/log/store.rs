@@ -78,6 +78,55 @@ fn open_whole(path: PathBuf, location: &Path) -> std::io::Result<GetResult> {
     })
 }
 
+/// The files of a directory that come after `offset`. Others are not looked at: of a log with many
+/// commits, the last few are asked for again and again. Directories in it have nothing of a log.
+fn list_after(
+    dir: &std::path::Path,
+    prefix: Option<&Path>,
+    offset: &Path,
+) -> Vec<Result<ObjectMeta>> {
+    let generic = |e: std::io::Error| object_store::Error::Generic {
+        store: "durable",
+        source: Box::new(e),
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) => return vec![Err(generic(e))],
+    };
+    let mut listed = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) => {
+                listed.push(Err(generic(e)));
+                continue;
+            }
+        };
+        let name = entry.file_name();
+        let location = name
+            .to_str()
+            .map(|name| prefix.cloned().unwrap_or_default().join(name));
+        let Some(location) = location.filter(|location| location > offset) else {
+            continue;
+        };
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_file() => listed.push(Ok(ObjectMeta {
+                location,
+                last_modified: metadata.modified().unwrap_or(std::time::UNIX_EPOCH).into(),
+                size: metadata.len(),
+                e_tag: None,
+                version: None,
+            })),
+            Ok(_) => {}
+            // It was removed meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => listed.push(Err(generic(e))),
+        }
+    }
+    listed
+}
+
 /// Asked for as it is, without conditions.
 fn is_plain(options: &GetOptions) -> bool {
     matches!(
@@ -163,10 +212,11 @@ impl ObjectStore for DurableStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.files
-            .list_with_offset(prefix, offset)
-            .map_ok(for_url)
-            .boxed()
+        let listed = match self.file_path(prefix.unwrap_or(&Path::ROOT)) {
+            Ok(dir) => list_after(&dir, prefix, offset),
+            Err(error) => vec![Err(error)],
+        };
+        futures::stream::iter(listed).map_ok(for_url).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

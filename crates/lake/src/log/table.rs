@@ -33,6 +33,8 @@ pub(crate) struct DeltaTable {
     pub(super) snapshot: SnapshotRef,
     pub(super) fsync: bool,
     pub(super) commits_since_checkpoint: u64,
+    /// A job is under way.
+    pub(super) checkpointing: bool,
 }
 
 impl DeltaTable {
@@ -112,6 +114,7 @@ impl DeltaTable {
             snapshot,
             fsync,
             commits_since_checkpoint: 1,
+            checkpointing: false,
         })
     }
 
@@ -141,6 +144,7 @@ impl DeltaTable {
             snapshot,
             fsync: true,
             commits_since_checkpoint: 0,
+            checkpointing: false,
         };
         let checkpoint = table.snapshot.log_segment().checkpoint_version;
         table.commits_since_checkpoint = table

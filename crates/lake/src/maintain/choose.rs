@@ -4,7 +4,7 @@
 //! so that a row is written again once for each power of that number, and few files are left of each
 //! size. Files with deleted rows: when more than a part of the rows is gone.
 
-use crate::{CompactionSettings, LakeSettings};
+use crate::CompactionSettings;
 
 /// Files below this are of one size.
 const SMALLEST_BYTES: u64 = 16 << 10;
@@ -56,8 +56,12 @@ pub(crate) enum Order {
 }
 
 /// The files to become one, by their places in the list; none when nothing needs it.
-pub(crate) fn choose(files: &[Candidate], order: Order, lake: &LakeSettings) -> Option<Vec<usize>> {
-    let (target_bytes, settings) = (lake.target_file_bytes, &lake.compaction);
+pub(crate) fn choose(
+    files: &[Candidate],
+    order: Order,
+    target_bytes: u64,
+    settings: &CompactionSettings,
+) -> Option<Vec<usize>> {
     small(files, order, target_bytes, settings).or_else(|| thinned(files, target_bytes, settings))
 }
 
@@ -142,15 +146,12 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const TARGET: u64 = 128 * MIB;
 
-    fn settings() -> LakeSettings {
-        LakeSettings {
-            target_file_bytes: 128 * MIB,
-            compaction: CompactionSettings {
-                small_files: 4,
-                ..CompactionSettings::default()
-            },
-            ..LakeSettings::default()
+    fn settings() -> CompactionSettings {
+        CompactionSettings {
+            small_files: 4,
+            ..CompactionSettings::default()
         }
     }
 
@@ -164,7 +165,7 @@ mod tests {
     }
 
     fn chosen(files: &[Candidate]) -> Option<Vec<usize>> {
-        choose(files, Order::Any, &settings())
+        choose(files, Order::Any, TARGET, &settings())
     }
 
     #[test]
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn where_order_counts_only_neighbours_become_one() {
-        let in_order = |files: &[Candidate]| choose(files, Order::Kept, &settings());
+        let in_order = |files: &[Candidate]| choose(files, Order::Kept, TARGET, &settings());
         let mut files = [file(1000, 10, 0); 9];
         files[3] = file(MIB, 10, 0);
         assert_eq!(in_order(&files), Some(vec![4, 5, 6, 7, 8]));

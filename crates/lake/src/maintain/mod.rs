@@ -11,8 +11,10 @@
 mod choose;
 mod cleaning;
 mod compaction;
+mod resting;
 
 pub(crate) use choose::{Candidate, Order, choose};
 pub use cleaning::{Cleaned, CleaningJob};
 pub use compaction::{Compacted, CompactionJob};
 pub(crate) use compaction::{Input, Output};
+pub use resting::{Optimized, RestingTable, look_for_unneeded};

@@ -9,7 +9,7 @@ use super::Silver;
 use super::index::Index;
 use super::segments::file_name;
 use crate::maintain::{Candidate, Input, Order, Output, choose};
-use crate::{Cleaned, CleaningJob, Compacted, CompactionJob};
+use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings};
 
 static TICKETS: AtomicU64 = AtomicU64::new(1);
 
@@ -27,9 +27,11 @@ impl Silver {
     ///
     /// # Errors
     /// Too many files were written since the table was opened: a bug.
-    pub fn take_compaction_job(&mut self) -> Result<Option<CompactionJob>> {
-        let settled =
-            self.positions.is_complete() && self.position() >= self.positions.reconcile_until();
+    pub fn take_compaction_job(
+        &mut self,
+        settings: &CompactionSettings,
+    ) -> Result<Option<CompactionJob>> {
+        let settled = self.positions.is_settled();
         if !self.usable || self.poisoned || self.has_staged() || !settled {
             return Ok(None);
         }
@@ -43,7 +45,12 @@ impl Silver {
                 follows: true,
             })
             .collect();
-        let Some(chosen) = choose(&candidates, Order::Any, &self.lake) else {
+        let Some(chosen) = choose(
+            &candidates,
+            Order::Any,
+            self.lake.target_file_bytes,
+            settings,
+        ) else {
             return Ok(None);
         };
         let inputs: Vec<Input> = chosen

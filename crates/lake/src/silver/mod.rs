@@ -41,8 +41,10 @@ use index::{Index, Places};
 use recent::Recent;
 pub(crate) use recent::RecentBudget;
 use segments::Segments;
+pub(crate) use segments::file_name;
 use stage::Stage;
 use txn::Positions;
+pub(crate) use txn::is_settled;
 pub use view::SilverView;
 
 use crate::log::{Commit, DeltaTable};
@@ -125,6 +127,12 @@ impl Silver {
     #[must_use]
     pub fn num_rows(&self) -> u64 {
         self.segments.live_rows() + self.stage.open_rows()
+    }
+
+    /// Data files, written ones that no commit has included.
+    #[must_use]
+    pub fn num_files(&self) -> usize {
+        self.segments.iter().count()
     }
 
     /// Changes since the table was opened that did not fit (`on_conflict = "repair"`).
@@ -247,17 +255,19 @@ impl Silver {
         })
     }
 
-    /// Work for another thread, when enough commits have passed since the last checkpoint.
-    pub fn take_checkpoint_job(&mut self) -> Option<CheckpointJob> {
+    /// Work for another thread, when enough commits have passed since the last checkpoint; by hand one
+    /// is enough.
+    pub fn take_checkpoint_job(&mut self, by_hand: bool) -> Option<CheckpointJob> {
+        let every = self.lake.delta_checkpoint_every_commits;
         self.table
-            .take_checkpoint_job(self.lake.delta_checkpoint_every_commits)
+            .take_checkpoint_job(if by_hand { 1 } else { every })
     }
 
     /// Lets the table go on from a checkpoint that was written.
     ///
     /// # Errors
-    /// When the log cannot be listed.
-    pub fn adopt_checkpoint(&mut self, done: CheckpointDone) -> Result<()> {
+    /// When it was not, or the log cannot be listed.
+    pub fn adopt_checkpoint(&mut self, done: Result<CheckpointDone>) -> Result<()> {
         self.table.adopt_checkpoint(done)
     }
 

@@ -45,7 +45,7 @@ pub(super) struct Changes<'a> {
 const COPY_PREFIX: &str = "copy-";
 
 /// A name for a new data file. The snapshot of copied rows is in it, so that it survives restarts.
-pub(super) fn file_name(snapshot: Option<Lsn>) -> String {
+pub(crate) fn file_name(snapshot: Option<Lsn>) -> String {
     let id = uuid::Uuid::new_v4();
     match snapshot {
         Some(snapshot) => format!("{COPY_PREFIX}{:016x}-{id}.parquet", snapshot.0),

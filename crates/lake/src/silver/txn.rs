@@ -27,6 +27,12 @@ pub(super) fn source_mark(schema: &TableSchema) -> i64 {
     i64::try_from(hash >> 1).unwrap_or(i64::MAX)
 }
 
+/// Whether a table with these has all that its initial copy is reconciled with: only then may rows of
+/// several snapshots stand in one file.
+pub(crate) fn is_settled(app_id: String, txns: BTreeMap<String, i64>) -> bool {
+    Positions::new(app_id, txns).is_settled()
+}
+
 type Txns = Vec<(String, i64)>;
 
 impl Positions {
@@ -58,6 +64,10 @@ impl Positions {
 
     pub(super) fn is_complete(&self) -> bool {
         self.lsn(&self.app_id).is_some()
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_complete() && self.position() >= self.reconcile_until()
     }
 
     pub(super) fn copy_state(&self) -> CopyState {

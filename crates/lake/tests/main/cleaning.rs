@@ -15,6 +15,11 @@ use crate::support::{
     Row, TestLake, batch, delete, insert, items, owner, read_items, read_version, row, update,
 };
 
+const EAGER: CompactionSettings = CompactionSettings {
+    small_files: 3,
+    deleted_percent: 10,
+    least_deleted_rows: 1,
+};
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn schema() -> Arc<TableSchema> {
@@ -26,11 +31,6 @@ fn lake(hours: u32) -> TestLake {
     TestLake::with(LakeSettings {
         fsync: false,
         delta_checkpoint_every_commits: 4,
-        compaction: CompactionSettings {
-            small_files: 3,
-            deleted_percent: 10,
-            least_deleted_rows: 1,
-        },
         retention: RetentionSettings {
             all_versions: hours * HOUR,
             removed_files: hours * HOUR,
@@ -62,11 +62,10 @@ fn change(silver: &mut Silver, lsn: u64) {
     changes.retain(|change| change.new.0 == id || silver_has(silver, change.new.0));
     silver.apply(&batch(&schema(), &changes)).unwrap();
     silver.commit(Lsn(lsn)).unwrap();
-    if let Some(job) = silver.take_checkpoint_job() {
-        let done = job.run().unwrap();
-        silver.adopt_checkpoint(done).unwrap();
+    if let Some(job) = silver.take_checkpoint_job(false) {
+        silver.adopt_checkpoint(job.run()).unwrap();
     }
-    if let Some(job) = silver.take_compaction_job().unwrap() {
+    if let Some(job) = silver.take_compaction_job(&EAGER).unwrap() {
         let done = job.run(&|_| true).unwrap().unwrap();
         silver.adopt_compaction(done).unwrap();
     }

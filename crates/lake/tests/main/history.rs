@@ -92,24 +92,13 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> Seen {
             assert!(silver.is_ahead_of(Lsn(source.lsn - 1)));
         }
         assert!(!silver.is_ahead_of(Lsn(source.lsn)));
-        if let Some(job) = silver.take_checkpoint_job() {
-            let done = job.run().unwrap();
-            silver.adopt_checkpoint(done).unwrap();
+        if let Some(job) = silver.take_checkpoint_job(false) {
+            silver.adopt_checkpoint(job.run()).unwrap();
         }
         assert_eq!(silver.num_rows(), source.heap.rows().len() as u64);
-        if compacted.is_none()
-            && let Some(job) = silver.take_compaction_job().unwrap()
-        {
-            compacted = job.run(&|_| true).unwrap();
-        }
-        // Begun now, before these changes came, or earlier.
-        if random.chance(60)
-            && let Some(done) = compacted.take()
-        {
-            seen.compacted += usize::from(silver.adopt_compaction(done).unwrap().is_some());
-            assert_eq!(silver.position(), Lsn(source.lsn));
-        }
-        if let Some(job) = bronze.take_compaction_job() {
+        let adopts = random.chance(60);
+        seen.compacted += usize::from(compact(&mut silver, &mut compacted, adopts));
+        if let Some(job) = bronze.take_compaction_job(&test.lake.settings().compaction) {
             let done = job.run(&|_| true).unwrap().unwrap();
             bronze.adopt_compaction(done).unwrap();
         }
@@ -140,6 +129,23 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> Seen {
         }
     }
     seen
+}
+
+/// Begins a compaction where there is none; adopts it now, before more changes come, or later. Says
+/// whether files were put in place.
+fn compact(silver: &mut Silver, begun: &mut Option<Compacted>, adopts: bool) -> bool {
+    if begun.is_none()
+        && let Some(job) = silver.take_compaction_job(&eager()).unwrap()
+    {
+        *begun = job.run(&|_| true).unwrap();
+    }
+    match begun.take() {
+        Some(done) if adopts => silver.adopt_compaction(done).unwrap().is_some(),
+        later => {
+            *begun = later;
+            false
+        }
+    }
 }
 
 /// Whether the changes may end between the two steps of a direct exchange of keys.

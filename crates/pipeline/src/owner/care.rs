@@ -15,19 +15,22 @@ use std::time::{Duration, Instant};
 use alluvium_change::{Error, Lsn, Result};
 use alluvium_lake::{
     CheckpointDone, CheckpointJob, Cleaned, CleaningJob, Compacted, CompactionJob,
-    RetentionSettings, Silver,
+    CompactionSettings, RetentionSettings, Silver,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::{Event, TableOwner, is_of_lake};
 use crate::project::MaintainSettings;
+use crate::requests::{CareKind, PendingCare};
 
 /// After a job that failed, the next of its kind waits so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// A table that rests is cleaned so often.
 const RESTING_EVERY: Duration = Duration::from_secs(6 * 3600);
 const CLEANING_EVERY: Duration = Duration::from_secs(600);
+/// While something is asked for by hand, it is looked so often whether it can be begun.
+const ASKED_EVERY: Duration = Duration::from_millis(100);
 
 /// Which of a table's two Delta tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +79,7 @@ pub(super) enum Done {
 /// Of one Delta table.
 #[derive(Debug)]
 struct Kept {
+    checkpointing: bool,
     compacting: bool,
     cleaning: bool,
     not_before: Instant,
@@ -92,6 +96,7 @@ impl Kept {
     fn new(retention: &RetentionSettings) -> Self {
         let now = Instant::now();
         Self {
+            checkpointing: false,
             compacting: false,
             cleaning: false,
             not_before: now,
@@ -112,6 +117,17 @@ pub(super) struct Care {
     retention: RetentionSettings,
     bronze: Kept,
     silver: Kept,
+    asked: Vec<Asked>,
+}
+
+/// Care that was asked for by hand.
+#[derive(Debug)]
+struct Asked {
+    request: PendingCare,
+    /// Where it is not done yet.
+    left: Vec<Layer>,
+    /// Compactions that may still begin: a table that changes all the time never comes to an end.
+    jobs_left: usize,
 }
 
 /// Often enough that what is too old does not become much older.
@@ -127,6 +143,7 @@ impl Care {
             ends: Arc::default(),
             bronze: Kept::new(&retention),
             silver: Kept::new(&retention),
+            asked: Vec::new(),
             retention,
         }
     }
@@ -138,17 +155,44 @@ impl Care {
         }
     }
 
+    /// Care asked for by hand, of a table with so many files.
+    pub(super) fn ask(&mut self, request: PendingCare, files: usize) {
+        self.asked.push(Asked {
+            request,
+            left: vec![Layer::Bronze, Layer::Silver],
+            jobs_left: 2 * files + 1,
+        });
+    }
+
+    fn asked_for(&self, kind: CareKind, layer: Layer) -> bool {
+        let of = |asked: &Asked| asked.request.kind == kind && asked.left.contains(&layer);
+        self.asked.iter().any(of)
+    }
+
+    /// What was asked for is done there.
+    fn answer(&mut self, kind: CareKind, layer: Layer) {
+        for asked in self.asked.iter_mut().filter(|a| a.request.kind == kind) {
+            asked.left.retain(|left| *left != layer);
+        }
+        self.asked.retain(|asked| {
+            let is_done = asked.left.is_empty();
+            if is_done {
+                asked.request.finish();
+            }
+            !is_done
+        });
+    }
+
     /// Nothing new is begun, and what is under way is given up.
     pub(super) fn end(&self) {
         self.ends.store(true, Ordering::Relaxed);
     }
 
-    fn is_wanted(&self) -> bool {
-        self.share.settings.enabled && !self.ends.load(Ordering::Relaxed)
-    }
-
     /// When to look again, though nothing happened.
     pub(super) fn next_look(&self) -> Option<Instant> {
+        if !self.asked.is_empty() {
+            return Some(Instant::now() + ASKED_EVERY);
+        }
         self.share
             .settings
             .enabled
@@ -239,7 +283,7 @@ impl TableOwner {
         for layer in [Layer::Bronze, Layer::Silver] {
             let jobs = self.checkpoint(layer).map(Job::Checkpoint);
             due.extend(jobs.map(|job| (layer, DueJob(job))));
-            if !self.care.is_wanted() {
+            if self.care.ends.load(Ordering::Relaxed) {
                 continue;
             }
             let compaction = self.compaction(layer)?.map(Job::Compaction);
@@ -251,23 +295,52 @@ impl TableOwner {
     }
 
     fn checkpoint(&mut self, layer: Layer) -> Option<CheckpointJob> {
-        match layer {
-            Layer::Bronze => self.bronze.take_checkpoint_job(),
-            Layer::Silver => self.silver.as_mut().and_then(Silver::take_checkpoint_job),
+        let by_hand = self.care.asked_for(CareKind::Checkpoint, layer);
+        let silver = self.silver.as_mut();
+        let job = match layer {
+            Layer::Bronze => self.bronze.take_checkpoint_job(by_hand),
+            Layer::Silver => silver.and_then(|silver| silver.take_checkpoint_job(by_hand)),
+        };
+        let kept = self.care.of(layer);
+        kept.checkpointing |= job.is_some();
+        if by_hand && !kept.checkpointing {
+            self.care.answer(CareKind::Checkpoint, layer);
         }
+        job
     }
 
     fn compaction(&mut self, layer: Layer) -> Result<Option<CompactionJob>> {
+        let by_hand = self.care.asked_for(CareKind::Optimize, layer);
+        let settings = self.care.share.settings;
         let kept = self.care.of(layer);
-        if kept.compacting || Instant::now() < kept.not_before {
+        let is_early = Instant::now() < kept.not_before || !settings.enabled;
+        if kept.compacting || (is_early && !by_hand) {
             return Ok(None);
         }
+        let settings = if by_hand {
+            CompactionSettings::by_hand()
+        } else {
+            settings.compaction
+        };
         let job = match (layer, &mut self.silver) {
-            (Layer::Bronze, _) => self.bronze.take_compaction_job(),
-            (Layer::Silver, Some(silver)) => silver.take_compaction_job()?,
+            (Layer::Bronze, _) => self.bronze.take_compaction_job(&settings),
+            // What is staged comes first.
+            (Layer::Silver, Some(silver)) if silver.has_staged() => return Ok(None),
+            (Layer::Silver, Some(silver)) => silver.take_compaction_job(&settings)?,
             (Layer::Silver, None) => None,
         };
         self.care.of(layer).compacting = job.is_some();
+        if by_hand {
+            let asked = self.care.asked.iter_mut();
+            let asked = asked.filter(|a| a.request.kind == CareKind::Optimize);
+            for asked in asked {
+                asked.jobs_left = asked.jobs_left.saturating_sub(1);
+            }
+            let is_over = |a: &Asked| a.request.kind == CareKind::Optimize && a.jobs_left == 0;
+            if job.is_none() || self.care.asked.iter().any(is_over) {
+                self.care.answer(CareKind::Optimize, layer);
+            }
+        }
         Ok(job)
     }
 
@@ -277,13 +350,18 @@ impl TableOwner {
             Layer::Bronze => self.catch_up.is_none().then(|| self.bronze.version()),
             Layer::Silver => self.silver.as_ref().map(Silver::version),
         };
-        let retention = self.care.retention;
+        let by_hand = self.care.asked_for(CareKind::Vacuum, layer);
+        let (retention, settings) = (self.care.retention, self.care.share.settings);
         let kept = self.care.of(layer);
         let now = Instant::now();
-        if now < kept.clean_at {
+        if !by_hand && (now < kept.clean_at || !settings.enabled) {
             return None;
         }
         kept.clean_at = now + cleaning_every(&retention);
+        if layer == Layer::Silver && version.is_none() {
+            self.care.answer(CareKind::Vacuum, layer);
+            return None;
+        }
         let version = version.filter(|_| !kept.cleaning)?;
         if version != kept.cleaned_version {
             kept.cleaned_version = version;
@@ -306,13 +384,15 @@ impl TableOwner {
     pub(super) fn job_done(&mut self, layer: Layer, done: Done) -> Vec<Event> {
         match done {
             Done::Checkpoint(done) => {
-                let adopted = done.and_then(|done| match (layer, &mut self.silver) {
+                self.care.of(layer).checkpointing = false;
+                self.care.answer(CareKind::Checkpoint, layer);
+                let adopted = match (layer, &mut self.silver) {
                     (Layer::Bronze, _) => self.bronze.adopt_checkpoint(done),
                     (Layer::Silver, Some(silver)) => silver.adopt_checkpoint(done),
                     (Layer::Silver, None) => Ok(()),
-                });
+                };
                 if let Err(error) = adopted {
-                    tracing::warn!(table = %self.table.schema.id, error = %error, "no delta checkpoint was written, the next one will be");
+                    tracing::warn!(table = %self.table.schema.id, error = %error, detail = error.detail().unwrap_or(""), "no delta checkpoint was written, the next one will be");
                 }
             }
             Done::Compaction(Ok(compacted)) => {
@@ -330,6 +410,7 @@ impl TableOwner {
                 kept.not_before = Instant::now() + RETRY_AFTER;
             }
             Done::Cleaning(cleaned) => {
+                self.care.answer(CareKind::Vacuum, layer);
                 let kept = self.care.of(layer);
                 kept.cleaning = false;
                 match cleaned {

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::ahead::Landing;
 use crate::acknowledge::CutId;
+use crate::requests::PendingCare;
 use crate::tables::ShapeStep;
 
 /// Commands that may wait for an owner.
@@ -72,6 +73,8 @@ pub(crate) enum Command {
         through: Lsn,
         reply: oneshot::Sender<Shown>,
     },
+    /// Care for the table's files now.
+    Care(PendingCare),
     /// The table's newest shape; sent before the first change that has it.
     /// All transactions up to `ended` are complete.
     Shape {

@@ -1,7 +1,7 @@
 //! Before the stream: locks, checks, tables, publication, slot, owners; in an order that writes
 //! nothing until everything that can be known beforehand is known to be right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,6 +178,7 @@ fn assemble(
         events,
         owner_tasks: JoinSet::new(),
         copy_queue: Vec::new(),
+        care_asked: HashSet::new(),
         copy_jobs: JoinSet::new(),
         rates: measure::Rates::default(),
         _lock: lock,
@@ -261,13 +262,19 @@ pub(super) async fn ensure_publication(
 }
 
 fn open_lake(project: &Project) -> Result<Lake> {
+    Lake::open(&project.lake_path, lake_settings(project))
+}
+
+/// What the project says of its lake.
+#[must_use]
+pub fn lake_settings(project: &Project) -> LakeSettings {
     let defaults = LakeSettings::default();
     // Rows are kept for queries only where there may be some.
     let recent_bytes = match &project.http {
         Some(_) => usize::try_from(project.limits.memory_bytes / 16).unwrap_or_default(),
         None => 0,
     };
-    let settings = LakeSettings {
+    LakeSettings {
         compression: project.compression,
         recent_bytes,
         compaction: project.maintain.compaction,
@@ -281,8 +288,7 @@ fn open_lake(project: &Project) -> Result<Lake> {
             ..IndexSettings::default()
         },
         ..defaults
-    };
-    Lake::open(&project.lake_path, settings)
+    }
 }
 
 /// Tables to be copied afresh; each request is done with when its copy has begun.

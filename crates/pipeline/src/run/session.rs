@@ -331,7 +331,25 @@ impl Pipeline {
         }
     }
 
+    /// Gives care that was asked for to the tables' owners, once.
+    async fn heed_care(&mut self) -> Result<()> {
+        let asked = requests::pending_care(&self.project.state_dir());
+        self.care_asked
+            .retain(|file| asked.iter().any(|request| request.file == *file));
+        for request in asked {
+            if !self.care_asked.insert(request.file.clone()) {
+                continue;
+            }
+            match self.stream.owners.get(&request.table).cloned() {
+                Some(owner) => owner.send(Command::Care(request)).await?,
+                None => request.finish(),
+            }
+        }
+        Ok(())
+    }
+
     async fn heed_requests(&mut self) -> Result<()> {
+        self.heed_care().await?;
         let pending = requests::pending(&self.project.state_dir());
         if pending.is_empty() || !self.copy_jobs.is_empty() {
             return Ok(());

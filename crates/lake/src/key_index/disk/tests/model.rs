@@ -24,7 +24,7 @@ pub(super) struct DataFile {
 impl DataFile {
     /// As its deleted rows are called.
     fn deletion_vector(&self) -> String {
-        format!("{:?}", self.deleted)
+        format!("{:?}", self.deleted.iter().collect::<Vec<_>>())
     }
 }
 
