@@ -216,7 +216,10 @@ pub(crate) fn vacuum(config: &Path, vacuum: &Vacuum, output: Output) -> Result<E
             old_versions: old.join(" "),
         });
     }
-    let note = if vacuum.delete {
+    let is_needed = |row: &Unneeded| row.data_files + row.log_files == 0;
+    let note = if rows.iter().all(is_needed) {
+        "there is nothing to remove\n"
+    } else if vacuum.delete {
         work.carry_out(CareKind::Vacuum, |table| {
             table.cleaning_job().run().map(|_| ())
         })?;

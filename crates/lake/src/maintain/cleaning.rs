@@ -85,8 +85,11 @@ impl CleaningJob {
             self.now_ms,
         );
         let mut needed = table.names(before(all_versions.max(removed_files)))?;
-        self.known.retain(|version, _| plan.old.contains(version));
-        for version in &plan.old {
+        // The first of those that all stay may be one of the old ones later, and is older already than
+        // what removed files are kept for.
+        let keeps = |version: &u64| plan.old.contains(version) || plan.first == Some(*version);
+        self.known.retain(|version, _| keeps(version));
+        for version in plan.old.iter().chain(&plan.first) {
             let names = match self.known.get(version) {
                 Some(names) => names.clone(),
                 None => table.at(*version)?.names(i64::MAX)?,
@@ -230,6 +233,8 @@ fn log_file(entry: Entry) -> Option<LogFile> {
 /// What becomes of the log.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct LogPlan {
+    /// The version from which on all stay; it has a checkpoint.
+    first: Option<u64>,
     /// Versions with a checkpoint that stay, of those before the first from which on all do.
     old: BTreeSet<u64>,
     remove: HashSet<String>,
@@ -281,6 +286,7 @@ fn plan_log(
     let stays = |file: &LogFile| file.version >= first || old.contains(&file.version);
     let remove = log.iter().filter(|file| !stays(file));
     LogPlan {
+        first: Some(first),
         remove: remove.map(|file| file.name.clone()).collect(),
         old,
     }

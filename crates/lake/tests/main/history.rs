@@ -98,10 +98,7 @@ fn run_in(test: &TestLake, seed: u64, identity: Identity) -> Seen {
         assert_eq!(silver.num_rows(), source.heap.rows().len() as u64);
         let adopts = random.chance(60);
         seen.compacted += usize::from(compact(&mut silver, &mut compacted, adopts));
-        if let Some(job) = bronze.take_compaction_job(&test.lake.settings().compaction) {
-            let done = job.run(&|_| true).unwrap().unwrap();
-            bronze.adopt_compaction(done).unwrap();
-        }
+        compact_bronze(&mut bronze);
         if random.chance(30) {
             if saves && random.chance(60) {
                 silver.save_index();
@@ -145,6 +142,13 @@ fn compact(silver: &mut Silver, begun: &mut Option<Compacted>, adopts: bool) -> 
             *begun = later;
             false
         }
+    }
+}
+
+fn compact_bronze(bronze: &mut Bronze) {
+    if let Some(job) = bronze.take_compaction_job(&eager()) {
+        let done = job.run(&|_| true).unwrap().unwrap();
+        bronze.adopt_compaction(done).unwrap();
     }
 }
 
