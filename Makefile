@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop crashmatrix soak bigtable largetransaction manytables bench
+.PHONY: help build demo test check interop crashmatrix soak soakhour bigtable largetransaction manytables bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -42,6 +42,11 @@ soak: ## pgbench under a pipeline that is killed 20 times; then everything is co
 	@tools/setup test
 	cargo build --package alluvium
 	tools/soak
+
+soakhour: ## an hour of 5000 random updates a second into 10 million rows, beside a reader: equal and flat at the end? (20 GB of disk)
+	@tools/setup test
+	cargo build --release --package alluvium
+	bench/soak/soak.py
 
 bigtable: ## 5 million rows copied, 500 000 of them changed, one transaction of 5 million: compared, memory measured
 	@tools/setup test

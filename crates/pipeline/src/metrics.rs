@@ -171,6 +171,16 @@ metrics! {
         => Samples::Table(|_, table| whole(table.index_bytes));
     TABLE_INDEX_DISK "alluvium_table_index_disk_bytes" Gauge "bytes" ["table"] "Disk space of a key index that is too large for its part of the memory."
         => Samples::Table(|_, table| whole(table.index_disk_bytes));
+    TABLE_SILVER_FILES "alluvium_table_silver_files" Gauge "" ["table"] "Data files of silver."
+        => Samples::Table(|_, table| whole(table.silver_files));
+    TABLE_BRONZE_FILES "alluvium_table_bronze_files" Gauge "" ["table"] "Data files of bronze."
+        => Samples::Table(|_, table| whole(table.bronze_files));
+    TABLE_COMPACTIONS "alluvium_table_compactions_total" Counter "" ["table"] "Commits that wrote files anew as one, of silver and bronze."
+        => Samples::Table(|_, table| whole(table.compactions));
+    TABLE_REMOVED_FILES "alluvium_table_removed_files_total" Counter "" ["table"] "Data files, deletion vectors and files of the log that were removed because no version needs them."
+        => Samples::Table(|_, table| whole(table.removed_files));
+    TABLE_REMOVED_BYTES "alluvium_table_removed_bytes_total" Counter "bytes" ["table"] "What they took on disk."
+        => Samples::Table(|_, table| whole(table.removed_bytes));
     TABLE_COPIED_ROWS "alluvium_table_copied_rows_total" Counter "" ["table"] "Rows copied in this run; from 0 again when a copy begins afresh."
         => Samples::Table(|_, table| whole(table.copied_rows));
     TABLE_COPIED_BYTES "alluvium_table_copied_bytes_total" Counter "bytes" ["table"] "Bytes of COPY data of these rows."

@@ -95,6 +95,9 @@ impl TableOwner {
             (open_bronze()?, open_silver()?)
         };
         let broken = silver.stopped_at().is_some();
+        let retention = context.lake.settings().retention;
+        let versions = (bronze.version(), silver.version());
+        let care = Care::new(context.care.clone(), retention, versions);
         let mut owner = Self {
             identity,
             settings,
@@ -107,7 +110,7 @@ impl TableOwner {
             newest_staged_micros: None,
             catch_up: None,
             copy_failed: false,
-            care: Care::new(context.care.clone(), context.lake.settings().retention),
+            care,
             context,
         };
         owner.phase = owner.first_phase();
@@ -632,7 +635,9 @@ impl TableOwner {
                 status.lake_name.clone_from(&self.identity.name);
                 status.identity = crate::tables::describe_identity(&self.table.schema);
                 status.bronze_position = self.bronze.position();
+                status.bronze_files = self.bronze.num_files() as u64;
                 if let Some(silver) = &self.silver {
+                    status.silver_files = silver.num_files() as u64;
                     status.silver_rows = silver.num_rows();
                     status.silver_version = silver.version();
                     status.silver_position = silver.position();

@@ -76,6 +76,13 @@ pub struct TableStatus {
     pub index_bytes: u64,
     /// Its disk space, when it is too large for its part of the memory.
     pub index_disk_bytes: u64,
+    /// Data files of the last commits.
+    pub silver_files: u64,
+    pub bronze_files: u64,
+    /// Care of both, in this run: commits that wrote files anew as one, and what was removed.
+    pub compactions: u64,
+    pub removed_files: u64,
+    pub removed_bytes: u64,
     /// When the newest change now in silver was committed at the source, microseconds since 1970.
     pub newest_commit_micros: Option<i64>,
     /// From that commit to the Delta commit, in milliseconds.

@@ -51,6 +51,11 @@ fn files_and_log_stay_few_under_a_stream_of_changes() {
             });
         }
     }
+    let status = setup.status("public.t");
+    for counted in ["compactions", "removed_files", "removed_bytes"] {
+        assert!(status[counted].as_u64() > Some(10), "{counted}: {status}");
+    }
+    assert!(status["silver_files"].as_u64() < Some(30), "{status}");
     let stderr = terminate(running);
     assert!(!stderr.contains("WARN"), "{stderr}");
     setup.assert_equal();

@@ -8,6 +8,7 @@
 
 mod bronze;
 mod cleaning;
+mod compaction;
 mod copy;
 mod errors;
 mod evolve;

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::{Event, TableOwner, is_of_lake};
 use crate::project::MaintainSettings;
 use crate::requests::{CareKind, PendingCare};
+use crate::status::TableStatus;
 
 /// After a job that failed, the next of its kind waits so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -89,11 +90,12 @@ struct Kept {
     clean_at: Instant,
     /// Of the last cleaning, or when the table was opened.
     cleaned_version: u64,
-    last_change: Instant,
+    /// When it was last seen that it had changed since.
+    last_change: Option<Instant>,
 }
 
 impl Kept {
-    fn new(retention: &RetentionSettings) -> Self {
+    fn new(retention: &RetentionSettings, version: u64) -> Self {
         let now = Instant::now();
         Self {
             checkpointing: false,
@@ -103,8 +105,8 @@ impl Kept {
             pending: None,
             cleaned: None,
             clean_at: now + cleaning_every(retention),
-            cleaned_version: 0,
-            last_change: now,
+            cleaned_version: version,
+            last_change: None,
         }
     }
 }
@@ -137,12 +139,17 @@ fn cleaning_every(retention: &RetentionSettings) -> Duration {
 }
 
 impl Care {
-    pub(super) fn new(share: CareShare, retention: RetentionSettings) -> Self {
+    /// Of a table with its two Delta tables at these versions.
+    pub(super) fn new(
+        share: CareShare,
+        retention: RetentionSettings,
+        (bronze, silver): (u64, u64),
+    ) -> Self {
         Self {
             share,
             ends: Arc::default(),
-            bronze: Kept::new(&retention),
-            silver: Kept::new(&retention),
+            bronze: Kept::new(&retention, bronze),
+            silver: Kept::new(&retention, silver),
             asked: Vec::new(),
             retention,
         }
@@ -365,12 +372,13 @@ impl TableOwner {
         let version = version.filter(|_| !kept.cleaning)?;
         if version != kept.cleaned_version {
             kept.cleaned_version = version;
-            kept.last_change = now;
+            kept.last_change = Some(now);
         }
         kept.cleaning = true;
         // What was current until the last change is too old so much later.
         let settled = retention.all_versions.max(retention.removed_files) + CLEANING_EVERY;
-        if now.duration_since(kept.last_change) > settled {
+        let rests = |last: Instant| now.duration_since(last) > settled;
+        if kept.last_change.is_none_or(rests) {
             kept.clean_at = now + RESTING_EVERY;
         }
         let before = kept.cleaned.take();
@@ -420,7 +428,13 @@ impl TableOwner {
                             data_files = cleaned.data_files.len(), data_bytes = cleaned.data_bytes,
                             log_files = cleaned.log_files.len(), "cleaned"
                         );
+                        let files = cleaned.data_files.len() + cleaned.log_files.len();
+                        let bytes = cleaned.data_bytes + cleaned.log_bytes;
                         kept.cleaned = Some(cleaned);
+                        self.note(|status| {
+                            status.removed_files += files as u64;
+                            status.removed_bytes += bytes;
+                        });
                     }
                     Err(error) => {
                         tracing::warn!(
@@ -432,6 +446,11 @@ impl TableOwner {
             }
         }
         Vec::new()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut TableStatus)) {
+        let table = self.table.schema.id.to_string();
+        self.context.board.table(&table, change);
     }
 
     /// Puts files that were written anew in their place, where nothing is staged at the moment.
@@ -454,6 +473,7 @@ impl TableOwner {
             match adopted {
                 Ok(version) => {
                     tracing::debug!(table = %self.table.schema.id, ?layer, ?version, "compacted");
+                    self.note(|status| status.compactions += u64::from(version.is_some()));
                 }
                 Err(error) if layer == Layer::Silver || is_of_lake(&error) => {
                     return self.failed(error);
