@@ -28,7 +28,7 @@ pub use bronze::{Bronze, BronzeEncoder, ChangeReader, ReadyRows};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
 pub use maintain::{
-    Cleaned, CleaningJob, Compacted, CompactionJob, Optimized, RestingTable, look_for_unneeded,
+    Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, look_for_unneeded,
 };
 pub use settings::{
     CompactionSettings, Compression, IndexSettings, LakeSettings, MetadataColumn, OnConflict,

@@ -158,7 +158,7 @@ fn size(table: &Chosen) -> Result<(usize, u64)> {
 pub(crate) fn optimize(config: &Path, tables: &[String], output: Output) -> Result<ExitCode> {
     let work = Work::new(config, tables)?;
     let before = work.tables.iter().map(size).collect::<Result<Vec<_>>>()?;
-    work.carry_out(CareKind::Optimize, |table| table.optimize().map(|_| ()))?;
+    work.carry_out(CareKind::Optimize, |table| table.optimize())?;
     let mut rows = Vec::new();
     for (table, (files_before, bytes_before)) in work.tables.iter().zip(before) {
         let (files_after, bytes_after) = size(table)?;
@@ -204,6 +204,7 @@ pub(crate) fn vacuum(config: &Path, vacuum: &Vacuum, output: Output) -> Result<E
     let work = Work::new(config, &vacuum.tables)?;
     let settings = run::lake_settings(&work.project);
     let mut rows = Vec::new();
+    let mut unneeded: Vec<PathBuf> = Vec::new();
     for table in &work.tables {
         let found = look_for_unneeded(&table.name.dir, &settings)?;
         let old: Vec<String> = found.old_versions.iter().map(u64::to_string).collect();
@@ -215,17 +216,21 @@ pub(crate) fn vacuum(config: &Path, vacuum: &Vacuum, output: Output) -> Result<E
             log_bytes: found.log_bytes,
             old_versions: old.join(" "),
         });
+        unneeded.extend(found.data_files);
+        unneeded.extend(found.log_files);
     }
-    let is_needed = |row: &Unneeded| row.data_files + row.log_files == 0;
-    let note = if rows.iter().all(is_needed) {
-        "there is nothing to remove\n"
+    let note = if unneeded.is_empty() {
+        "there is nothing to remove\n".to_owned()
     } else if vacuum.delete {
         work.carry_out(CareKind::Vacuum, |table| {
             table.cleaning_job().run().map(|_| ())
         })?;
-        "removed\n"
+        match unneeded.iter().filter(|path| path.exists()).count() {
+            0 => "removed\n".to_owned(),
+            left => format!("{left} files are still there: the pipeline's log says why\n"),
+        }
     } else {
-        "nothing was removed; to remove them: alluvium vacuum --delete\n"
+        "nothing was removed; to remove them: alluvium vacuum --delete\n".to_owned()
     };
     let report = Report {
         header: &[
@@ -247,7 +252,7 @@ pub(crate) fn vacuum(config: &Path, vacuum: &Vacuum, output: Output) -> Result<E
                 row.old_versions.clone(),
             ]
         },
-        note: note.to_owned(),
+        note,
     };
     print::rows(&report, output)?;
     Ok(ExitCode::SUCCESS)
@@ -262,7 +267,7 @@ struct Checkpointed {
 /// Writes Delta checkpoints.
 pub(crate) fn checkpoint(config: &Path, tables: &[String], output: Output) -> Result<ExitCode> {
     let work = Work::new(config, tables)?;
-    work.carry_out(CareKind::Checkpoint, |table| table.checkpoint().map(|_| ()))?;
+    work.carry_out(CareKind::Checkpoint, |table| table.checkpoint())?;
     let mut rows = Vec::new();
     for table in &work.tables {
         rows.push(Checkpointed {

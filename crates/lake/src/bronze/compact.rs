@@ -29,15 +29,7 @@ impl Bronze {
         let places = places(self.files.iter(), &self.encoder.columns);
         let candidates: Vec<Candidate> = places
             .iter()
-            .filter_map(|(at, follows)| {
-                let file = self.files.get(*at)?;
-                Some(Candidate {
-                    size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
-                    num_rows: file.num_rows,
-                    deleted_rows: 0,
-                    follows: *follows,
-                })
-            })
+            .filter_map(|(at, follows)| Some(Candidate::of(self.files.get(*at)?, 0, *follows)))
             .collect();
         let chosen = choose(
             &candidates,
@@ -49,12 +41,7 @@ impl Bronze {
         let inputs: Vec<Input> = chosen
             .iter()
             .filter_map(|at| self.files.get(places.get(*at)?.0))
-            .map(|file| Input {
-                segment: 0,
-                path: file.path.clone(),
-                num_rows: file.num_rows,
-                deleted: Arc::clone(&nothing),
-            })
+            .map(|file| Input::of(0, file, &nothing))
             .collect();
         let name = super::file_name();
         self.compacting = Some(name.clone());

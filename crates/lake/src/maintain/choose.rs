@@ -5,6 +5,7 @@
 //! size. Files with deleted rows: when more than a part of the rows is gone.
 
 use crate::CompactionSettings;
+use crate::log::LiveFile;
 
 /// Files below this are of one size.
 const SMALLEST_BYTES: u64 = 16 << 10;
@@ -22,6 +23,15 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
+    pub(crate) fn of(file: &LiveFile, deleted_rows: u64, follows: bool) -> Self {
+        Self {
+            size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
+            num_rows: file.num_rows,
+            deleted_rows,
+            follows,
+        }
+    }
+
     /// What it takes without its deleted rows, about.
     fn live_bytes(&self) -> u64 {
         let live = self.num_rows.saturating_sub(self.deleted_rows);

@@ -5,6 +5,7 @@
 //! some, those of which there is a Delta checkpoint, spaced as the settings say. Nothing is removed
 //! that the owner's table still goes by.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,12 +91,11 @@ impl CleaningJob {
         let keeps = |version: &u64| plan.old.contains(version) || plan.first == Some(*version);
         self.known.retain(|version, _| keeps(version));
         for version in plan.old.iter().chain(&plan.first) {
-            let names = match self.known.get(version) {
-                Some(names) => names.clone(),
-                None => table.at(*version)?.names(i64::MAX)?,
+            let names = match self.known.entry(*version) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(table.at(*version)?.names(i64::MAX)?),
             };
-            needed.extend(&names);
-            self.known.insert(*version, names);
+            needed.extend(&*names);
         }
         needed.extend(self.staged.iter().map(|name| name_hash(name)));
         let mut cleaned = Cleaned {
@@ -155,13 +155,13 @@ fn remove(path: &Path) -> Result<()> {
 
 /// A file of a directory.
 #[derive(Debug, Clone)]
-struct Entry {
+struct DirEntry {
     name: String,
     bytes: u64,
     modified_ms: i64,
 }
 
-fn read_dir(dir: &Path) -> Result<Vec<Entry>> {
+fn read_dir(dir: &Path) -> Result<Vec<DirEntry>> {
     let failed = |e| io_error("read", dir, e);
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
@@ -179,7 +179,7 @@ fn read_dir(dir: &Path) -> Result<Vec<Entry>> {
         };
         let modified = metadata.modified().map_err(failed)?;
         let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        entries.push(Entry {
+        entries.push(DirEntry {
             name,
             bytes: metadata.len(),
             modified_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
@@ -212,7 +212,7 @@ fn read_log(dir: &Path) -> Result<Vec<LogFile>> {
     Ok(entries.into_iter().filter_map(log_file).collect())
 }
 
-fn log_file(entry: Entry) -> Option<LogFile> {
+fn log_file(entry: DirEntry) -> Option<LogFile> {
     let (version, rest) = entry.name.split_at_checked(20)?;
     let version = version.parse().ok()?;
     let kind = match rest {
@@ -303,7 +303,7 @@ mod tests {
     fn log(days: i64) -> Vec<LogFile> {
         let mut log = Vec::new();
         for version in 0..days * 144 {
-            let entry = |end: &str| Entry {
+            let entry = |end: &str| DirEntry {
                 name: format!("{version:020}{end}"),
                 bytes: 1,
                 modified_ms: version * HOUR_MS / 6,
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn other_files_are_not_of_the_log() {
         for name in ["_last_checkpoint", "x.tmp", "0000000000000000001x.json"] {
-            let entry = Entry {
+            let entry = DirEntry {
                 name: name.to_owned(),
                 bytes: 0,
                 modified_ms: 0,

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::{Error, Result, failpoint};
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
@@ -16,7 +14,7 @@ use crate::LakeSettings;
 use crate::fs::corrupt;
 use crate::key_index::{Moved, SegmentId};
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
-use crate::write::{DataFileWriter, loosen_bounds, open_file};
+use crate::write::{DataFileWriter, live_rows, loosen_bounds, open_file};
 
 const BATCH_ROWS: usize = 8192;
 
@@ -32,6 +30,15 @@ pub(crate) struct Input {
 }
 
 impl Input {
+    pub(crate) fn of(segment: SegmentId, file: &LiveFile, deleted: &Arc<RoaringTreemap>) -> Self {
+        Self {
+            segment,
+            path: file.path.clone(),
+            num_rows: file.num_rows,
+            deleted: Arc::clone(deleted),
+        }
+    }
+
     fn kept(&self) -> u64 {
         self.num_rows.saturating_sub(self.deleted.len())
     }
@@ -106,7 +113,7 @@ impl CompactionJob {
             for batch in open_file(&path, &output.columns, BATCH_ROWS, None)? {
                 let batch = batch?;
                 let end = first + batch.num_rows() as u64;
-                let live = live_rows(batch, first, &input.deleted)?;
+                let live = live_rows(&batch, first, &input.deleted)?;
                 first = end;
                 writer.write(&live)?;
                 if !rest(began.elapsed()) {
@@ -128,19 +135,6 @@ impl CompactionJob {
             file: Some(file),
         }))
     }
-}
-
-/// The rows of a batch, the first of which is the file's `first`, that are not deleted.
-fn live_rows(batch: RecordBatch, first: u64, deleted: &RoaringTreemap) -> Result<RecordBatch> {
-    let rows = batch.num_rows() as u64;
-    if deleted.range_cardinality(first..first + rows) == 0 {
-        return Ok(batch);
-    }
-    let keep: BooleanArray = (first..first + rows)
-        .map(|row| Some(!deleted.contains(row)))
-        .collect();
-    filter_record_batch(&batch, &keep)
-        .map_err(|e| Error::bug("rows cannot be picked").with_source(e))
 }
 
 impl Compacted {

@@ -17,4 +17,4 @@ pub(crate) use choose::{Candidate, Order, choose};
 pub use cleaning::{Cleaned, CleaningJob};
 pub use compaction::{Compacted, CompactionJob};
 pub(crate) use compaction::{Input, Output};
-pub use resting::{Optimized, RestingTable, look_for_unneeded};
+pub use resting::{RestingTable, look_for_unneeded};

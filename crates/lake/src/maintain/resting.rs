@@ -24,14 +24,6 @@ pub struct RestingTable {
     may_join: bool,
 }
 
-/// What an optimisation did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Optimized {
-    pub files_before: usize,
-    pub files_after: usize,
-    pub bytes_written: u64,
-}
-
 impl RestingTable {
     /// Opens a table at its last commit; `app_id` says which application id its position has, from the
     /// source's table.
@@ -66,7 +58,7 @@ impl RestingTable {
     ///
     /// # Errors
     /// The table's copy is not complete; the lake's own.
-    pub fn optimize(&mut self) -> Result<Optimized> {
+    pub fn optimize(&mut self) -> Result<()> {
         if !self.may_join {
             return Err(Error::new(
                 &code::USAGE,
@@ -77,26 +69,16 @@ impl RestingTable {
             )
             .with_hint("let it end first: alluvium run --until-caught-up"));
         }
-        let mut done = Optimized {
-            files_before: self.files.len(),
-            ..Optimized::default()
-        };
         while let Some(chosen) = self.choose()? {
-            done.bytes_written += self.join(chosen)?;
+            self.join(chosen)?;
         }
-        done.files_after = self.files.len();
-        Ok(done)
+        Ok(())
     }
 
     fn choose(&self) -> Result<Option<Vec<usize>>> {
         let of = |at: usize, follows: bool| {
             let (file, deleted) = self.files.get(at)?;
-            Some(Candidate {
-                size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
-                num_rows: file.num_rows,
-                deleted_rows: deleted.len(),
-                follows,
-            })
+            Some(Candidate::of(file, deleted.len(), follows))
         };
         let places: Vec<(usize, bool)> = match self.order {
             Order::Any => (0..self.files.len()).map(|at| (at, true)).collect(),
@@ -121,14 +103,9 @@ impl RestingTable {
         }))
     }
 
-    fn join(&mut self, chosen: Vec<usize>) -> Result<u64> {
+    fn join(&mut self, chosen: Vec<usize>) -> Result<()> {
         let inputs = chosen.iter().filter_map(|at| self.files.get(*at));
-        let inputs = inputs.map(|(file, deleted)| Input {
-            segment: 0,
-            path: file.path.clone(),
-            num_rows: file.num_rows,
-            deleted: Arc::clone(deleted),
-        });
+        let inputs = inputs.map(|(file, deleted)| Input::of(0, file, deleted));
         let output = Output {
             dir: self.table.dir().to_owned(),
             name: file_name(None),
@@ -144,26 +121,24 @@ impl RestingTable {
         let removes = removes.map(|(file, _)| file).collect();
         let nothing = RoaringTreemap::new();
         let (_, file) = joined.commit(&mut self.table, removes, &nothing)?;
-        let bytes = u64::try_from(file.size_bytes).unwrap_or_default();
         let mut gone = chosen;
         gone.sort_unstable();
         for at in gone.iter().rev() {
             self.files.remove(*at);
         }
         self.files.push((file, Arc::new(nothing)));
-        Ok(bytes)
+        Ok(())
     }
 
-    /// Writes a Delta checkpoint of the last commit. Answers its version.
+    /// Writes a Delta checkpoint of the last commit.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn checkpoint(&mut self) -> Result<u64> {
-        let version = self.table.version();
-        if let Some(job) = self.table.take_checkpoint_job(0) {
-            self.table.adopt_checkpoint(job.run())?;
+    pub fn checkpoint(&mut self) -> Result<()> {
+        match self.table.take_checkpoint_job(1) {
+            Some(job) => self.table.adopt_checkpoint(job.run()),
+            None => Ok(()),
         }
-        Ok(version)
     }
 
     /// What no version needs any more.

@@ -38,12 +38,7 @@ impl Silver {
         let segments: Vec<_> = self.segments.iter().collect();
         let candidates: Vec<Candidate> = segments
             .iter()
-            .map(|(_, segment)| Candidate {
-                size_bytes: u64::try_from(segment.file.size_bytes).unwrap_or_default(),
-                num_rows: segment.file.num_rows,
-                deleted_rows: segment.deleted.len(),
-                follows: true,
-            })
+            .map(|(_, segment)| Candidate::of(&segment.file, segment.deleted.len(), true))
             .collect();
         let Some(chosen) = choose(
             &candidates,
@@ -56,12 +51,7 @@ impl Silver {
         let inputs: Vec<Input> = chosen
             .into_iter()
             .filter_map(|at| segments.get(at))
-            .map(|(id, segment)| Input {
-                segment: *id,
-                path: segment.file.path.clone(),
-                num_rows: segment.file.num_rows,
-                deleted: Arc::clone(&segment.deleted),
-            })
+            .map(|(id, segment)| Input::of(*id, &segment.file, &segment.deleted))
             .collect();
         let name = file_name(None);
         self.compacting = Some(name.clone());

@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Lsn, Result};
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::compute::filter_record_batch;
+use alluvium_change::{Lsn, Result};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
@@ -16,6 +15,7 @@ use super::Silver;
 use super::segments::Segments;
 use crate::key_index::SegmentId;
 use crate::read::DataFile;
+use crate::write::live_rows;
 
 /// One table at one moment.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Silver {
         };
         let mut rows = Vec::new();
         for (id, batches) in recent {
-            live_rows(batches, self.deleted_of(*id), &mut rows)?;
+            live_rows_of(batches, self.deleted_of(*id), &mut rows)?;
         }
         Ok(Some(SilverView {
             schema: Arc::clone(&self.columns),
@@ -73,7 +73,7 @@ impl Silver {
 }
 
 /// The rows of one file that are not deleted. A file that is no more has none.
-fn live_rows(
+fn live_rows_of(
     batches: &[RecordBatch],
     deleted: Option<&RoaringTreemap>,
     live: &mut Vec<RecordBatch>,
@@ -83,18 +83,8 @@ fn live_rows(
     };
     let mut first: u64 = 0;
     for batch in batches {
-        let end = first + batch.num_rows() as u64;
-        if deleted.range_cardinality(first..end) == 0 {
-            live.push(batch.clone());
-        } else {
-            let keep: BooleanArray = (first..end)
-                .map(|row| Some(!deleted.contains(row)))
-                .collect();
-            let kept = filter_record_batch(batch, &keep)
-                .map_err(|e| Error::bug("rows in memory cannot be picked").with_source(e))?;
-            live.push(kept);
-        }
-        first = end;
+        live.push(live_rows(batch, first, deleted)?);
+        first += batch.num_rows() as u64;
     }
     Ok(())
 }

@@ -14,5 +14,5 @@ pub use bounds::ColumnBounds;
 pub(crate) use bounds::parse_bounds;
 pub(crate) use data_file::{DataFileWriter, loosen_bounds};
 pub use encoded::EncodedRows;
-pub(crate) use read_file::{FileReader, check_file, open_file, read_rows};
+pub(crate) use read_file::{FileReader, check_file, live_rows, open_file, read_rows};
 pub(crate) use relabel::{conform, relabel};

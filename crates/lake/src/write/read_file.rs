@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result};
-use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
 };
+use roaring::RoaringTreemap;
 
 use super::data_file::read_error;
 use super::relabel::conform;
@@ -125,4 +126,21 @@ pub(crate) fn read_rows(
         ));
     }
     Ok(batch)
+}
+
+/// The rows of a batch, the first of which is the file's `first`, that are not deleted.
+pub(crate) fn live_rows(
+    batch: &RecordBatch,
+    first: u64,
+    deleted: &RoaringTreemap,
+) -> Result<RecordBatch> {
+    let end = first + batch.num_rows() as u64;
+    if deleted.range_cardinality(first..end) == 0 {
+        return Ok(batch.clone());
+    }
+    let keep: BooleanArray = (first..end)
+        .map(|row| Some(!deleted.contains(row)))
+        .collect();
+    filter_record_batch(batch, &keep)
+        .map_err(|e| Error::bug("live rows cannot be picked").with_source(e))
 }

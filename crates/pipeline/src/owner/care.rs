@@ -389,7 +389,7 @@ impl TableOwner {
     }
 
     /// Takes in what came of a job.
-    pub(super) fn job_done(&mut self, layer: Layer, done: Done) -> Vec<Event> {
+    pub(super) fn job_done(&mut self, layer: Layer, done: Done) {
         match done {
             Done::Checkpoint(done) => {
                 self.care.of(layer).checkpointing = false;
@@ -445,7 +445,6 @@ impl TableOwner {
                 }
             }
         }
-        Vec::new()
     }
 
     fn note(&self, change: impl FnOnce(&mut TableStatus)) {

@@ -32,7 +32,10 @@ impl TableOwner {
                 self.tell_status();
                 events
             }
-            Task::JobDone(layer, done) => self.job_done(layer, done),
+            Task::JobDone(layer, done) => {
+                self.job_done(layer, done);
+                Vec::new()
+            }
             Task::Look => Vec::new(),
         };
         events.extend(self.adopt_compacted());
