@@ -8,6 +8,7 @@
 
 mod catalog;
 mod coerce;
+mod disjoint;
 mod error;
 mod footer;
 pub mod output;

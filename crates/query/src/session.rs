@@ -28,6 +28,7 @@ use futures::{Stream, StreamExt};
 
 use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
 use crate::coerce::CompareAsFloats;
+use crate::disjoint::DisjointLists;
 use crate::error::{nearest, quoted, sql_error};
 
 /// What a session may use.
@@ -100,6 +101,7 @@ impl Engine {
             .map_err(|error| sql_error(&error))?;
         let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(CompareAsFloats)];
         rules.extend(Analyzer::new().rules);
+        rules.push(Arc::new(DisjointLists));
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(config(settings))
             .with_runtime_env(runtime)

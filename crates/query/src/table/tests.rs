@@ -502,6 +502,24 @@ fn counting_reads_no_file_and_bounds_skip_files() {
 }
 
 #[test]
+fn lists_without_a_common_value_leave_null_unknown() {
+    let world = World::new(1_805_702_235_365_527);
+    let list = |value| Box::new(Predicate::AIn(vec![value]));
+    let both = Predicate::And(list(21), list(13));
+    let either = Predicate::Or(
+        Box::new(Predicate::Not(list(5))),
+        Box::new(Predicate::Not(list(7))),
+    );
+    for predicate in [Predicate::Not(Box::new(both)), either] {
+        let condition = predicate.sql();
+        let query = format!("select * from test.public.t where {condition} order by id");
+        let found = runtime().block_on(world.rows(&query));
+        assert_eq!(found, world.expected(&predicate), "{query}");
+        assert!(found.len() < world.live.len());
+    }
+}
+
+#[test]
 fn nan_is_found_though_no_bound_knows_it() {
     // Bounds of the one file and row group say that f is at most 2.
     let dir = TempDir::new().unwrap();
