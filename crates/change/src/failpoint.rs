@@ -3,6 +3,7 @@
 //! Nothing is armed unless [`arm`] was called (the binary does so from `ALLUVIUM_CRASH_AT`); an
 //! unarmed [`hit`] costs one atomic load.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,4 +67,33 @@ pub fn hit(name: &str) {
             std::process::abort();
         }
     }
+}
+
+/// Mistakes that a simulation plants in the program, one at a time, to prove that it would find them.
+/// There are none in a release build.
+pub static MISTAKES: &[&str] = &[
+    "acknowledge.too_early",
+    "merge.loses_a_delete",
+    "forward.off_by_one",
+    "index.not_validated",
+    "clean.too_eager",
+    "checkpoint.without_positions",
+    "commit.not_synced",
+];
+
+thread_local! {
+    static PLANTED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Plants one of [`MISTAKES`] in this thread, or takes it away.
+pub fn plant(mistake: Option<&'static str>) {
+    PLANTED.set(mistake);
+}
+
+/// Whether to make this mistake.
+#[inline]
+#[must_use]
+pub fn is_planted(mistake: &str) -> bool {
+    debug_assert!(MISTAKES.contains(&mistake), "{mistake} is not listed");
+    cfg!(debug_assertions) && PLANTED.get() == Some(mistake)
 }

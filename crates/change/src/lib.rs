@@ -2,7 +2,7 @@
 //!
 //! A source decodes its log straight into [`ChangeBatch`]es (Arrow columns plus where each change
 //! stands in the source's history); `lake` lands them in bronze and merges them into silver.
-//! Pure: no I/O, no clock, no async.
+//! No I/O, no async; the clock is in [`surroundings`] alone.
 //!
 //! - [`Lsn`], [`Op`]: position and kind of a change
 //! - [`TableId`], [`TableSchema`], [`Identity`]: which table, its columns, what identifies a row
@@ -15,6 +15,7 @@ mod error;
 pub mod failpoint;
 mod lsn;
 mod op;
+pub mod surroundings;
 mod table;
 
 pub use batch::{ChangeBatch, OldImages, Unchanged};

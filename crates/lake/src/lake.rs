@@ -38,7 +38,7 @@ impl Lake {
         for layer in ["silver", "bronze"] {
             durable::create_dir(&root.join(layer), settings.fsync)?;
         }
-        let probe = root.join(format!(".probe-{}.tmp", uuid::Uuid::new_v4()));
+        let probe = root.join(format!(".probe-{}.tmp", durable::new_uuid()));
         durable::write_new(&probe, b"", false).map_err(|e| {
             if e.is(&code::LAKE_IO) {
                 Error::new(
@@ -50,7 +50,7 @@ impl Lake {
                 e
             }
         })?;
-        fs::remove_file(&probe).map_err(|e| durable::io_error("remove", &probe, e))?;
+        durable::remove(&probe)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 root,

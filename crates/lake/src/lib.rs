@@ -24,6 +24,9 @@ mod settings;
 mod silver;
 mod write;
 
+#[doc(hidden)]
+pub use fs::disk;
+
 pub use bronze::{Bronze, BronzeEncoder, ChangeReader, ReadyRows};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};

@@ -481,7 +481,7 @@ impl TableOwner {
         if let Some(reached) = rows.reached {
             failpoint::hit("copy.before_commit");
             self.bronze.commit_copied()?;
-            silver.commit_copied(reached.relfilenode, reached.next_page)?;
+            silver.commit_copied(rows.snapshot, reached.relfilenode, reached.next_page)?;
             failpoint::hit("copy.after_commit");
         }
         Ok(())
@@ -676,5 +676,7 @@ fn open_or_set_aside<T>(open: impl Fn() -> Result<T>, dir: &Path) -> Result<T> {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

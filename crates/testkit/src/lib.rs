@@ -3,6 +3,7 @@
 //! - [`PgCluster`]: a private PostgreSQL of any installed version, logical replication on
 //! - [`Alluvium`]: the program as a child process: run, stop, `kill -9`, output kept in files
 //! - [`check`]: the independent comparer (PostgreSQL against the lake, through DuckDB and delta-rs)
+//! - [`history`]: random histories of a small table, with a model of what they leave
 //! - [`workload`]: the seeded random workload
 //! - [`sql`]: schemas used by several tests: every type, the Shop database
 //!
@@ -10,6 +11,7 @@
 //! process is killed.
 
 pub mod check;
+pub mod history;
 mod pg;
 mod process;
 pub mod sql;

@@ -31,6 +31,7 @@ use encoder::Ready;
 pub use encoder::{BronzeEncoder, ReadyRows};
 pub use reader::ChangeReader;
 
+use crate::fs as durable;
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
 use crate::write::{DataFileWriter, EncodedRows, check_file};
@@ -522,7 +523,7 @@ impl Drop for Bronze {
 
 /// A name for a new data file.
 fn file_name() -> String {
-    format!("part-{}.parquet", uuid::Uuid::new_v4())
+    format!("part-{}.parquet", durable::new_uuid())
 }
 
 impl Staged {
@@ -572,7 +573,7 @@ impl Staged {
     fn discard(&mut self, dir: &std::path::Path) {
         self.open = None;
         for file in self.files.drain(..) {
-            let _ = std::fs::remove_file(dir.join(&file.path));
+            durable::discard(&dir.join(&file.path));
         }
     }
 }

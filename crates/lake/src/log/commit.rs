@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use alluvium_change::{Error, Result, failpoint};
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, StructArray};
@@ -281,14 +279,4 @@ fn add_rows(adds: &[NewFile]) -> Result<RecordBatch> {
         Arc::new(stats),
     ];
     RecordBatch::try_new(Arc::new(schema), columns).map_err(bug)
-}
-
-/// Milliseconds since 1970, never going back within the process.
-pub(crate) fn now_ms() -> i64 {
-    static LAST: AtomicI64 = AtomicI64::new(0);
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX);
-    LAST.fetch_max(now, Ordering::Relaxed).max(now)
 }

@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Error, Result, failpoint};
 use delta_kernel::committer::{CommitMetadata, CommitResponse, Committer, PublishMetadata};
 use delta_kernel::engine_data::FilteredEngineData;
 use delta_kernel::{Engine, FileMeta, KernelError, KernelResult, KernelResultIterator};
 use serde_json::Value;
 
-use crate::fs::{self as durable, Link};
+use crate::fs::{self as durable, Link, TEMPORARY_SUFFIX};
 
 /// What the log says of an added file beyond what the kernel knows.
 #[derive(Debug, Clone)]
@@ -66,6 +67,8 @@ impl DurableCommitter {
                 let mut action = parse(line)?;
                 if let Some(remove) = action.get_mut("remove").and_then(Value::as_object_mut) {
                     remove.remove("stats");
+                    // The clock that cleaning goes by.
+                    remove.insert("deletionTimestamp".to_owned(), now_ms().into());
                 }
                 completed.extend_from_slice(action.to_string().as_bytes());
             } else {
@@ -143,7 +146,7 @@ pub(super) fn log_dir(dir: &Path) -> PathBuf {
 pub(super) fn write_commit(dir: &Path, version: u64, lines: &[u8], fsync: bool) -> Result<Link> {
     let log = log_dir(dir);
     durable::create_dir(&log, fsync)?;
-    let temporary = log.join(format!("{}{TEMPORARY_SUFFIX}", uuid::Uuid::new_v4()));
+    let temporary = log.join(format!("{}{TEMPORARY_SUFFIX}", durable::new_uuid()));
     durable::write_new(&temporary, lines, fsync)?;
     failpoint::hit("commit.log_written");
     let link = durable::link_new(&temporary, &log.join(format!("{version:020}.json")))?;
@@ -153,8 +156,6 @@ pub(super) fn write_commit(dir: &Path, version: u64, lines: &[u8], fsync: bool) 
     }
     Ok(link)
 }
-
-const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Removes what a crash left between writing and linking.
 pub(super) fn remove_temporary_files(dir: &Path) -> Result<()> {
@@ -169,7 +170,7 @@ pub(super) fn remove_temporary_files(dir: &Path) -> Result<()> {
             .map_err(|e| durable::io_error("read", &log, e))?
             .path();
         if path.to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
-            std::fs::remove_file(&path).map_err(|e| durable::io_error("remove", &path, e))?;
+            durable::remove(&path)?;
         }
     }
     Ok(())

@@ -6,12 +6,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Error, Result, failpoint};
 use arrow::datatypes::{DataType, Schema};
 use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
-use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, now_ms, own_mark};
+use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, own_mark};
 use super::committer::write_commit;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
@@ -191,7 +192,7 @@ impl DeltaTable {
                 "writerFeatures": wanted,
             }}),
             json!({"metaData": {
-                "id": uuid::Uuid::new_v4().to_string(),
+                "id": durable::new_uuid().to_string(),
                 "format": {"provider": "parquet", "options": {}},
                 "schemaString": schema_json.to_string(),
                 "partitionColumns": [],
@@ -228,7 +229,7 @@ fn commit_info(operation: &str, now: i64) -> Value {
         "operation": operation,
         "operationParameters": {},
         "engineInfo": ENGINE_INFO,
-        "txnId": uuid::Uuid::new_v4().to_string(),
+        "txnId": durable::new_uuid().to_string(),
     })
 }
 

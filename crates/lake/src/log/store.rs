@@ -1,8 +1,8 @@
 //! The local file system as an object store whose writes are durable.
 //!
 //! Delta checkpoints, `_last_checkpoint` and `.crc` are written by the kernel's engine through an
-//! object store, which syncs nothing by itself: after a power cut a checkpoint could be torn while
-//! `_last_checkpoint` names it. Commits themselves do not pass here (see `committer`).
+//! object store, which syncs nothing by itself: after a power cut a checkpoint could be torn, and
+//! whoever lists the log would find it. Commits themselves do not pass here (see `committer`).
 
 use std::fmt;
 use std::ops::Range;
@@ -14,12 +14,14 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    Attributes, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    UploadPart,
+    Attributes, CopyMode, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result, UploadPart,
 };
 
-/// [`LocalFileSystem`] that syncs file and directory after each write.
+use crate::fs::{Link, WholeFile};
+
+/// [`LocalFileSystem`] in which a file that is written is whole and durable, or not there.
 #[derive(Debug)]
 pub(super) struct DurableStore {
     files: LocalFileSystem,
@@ -85,10 +87,6 @@ fn list_after(
     prefix: Option<&Path>,
     offset: &Path,
 ) -> Vec<Result<ObjectMeta>> {
-    let generic = |e: std::io::Error| object_store::Error::Generic {
-        store: "durable",
-        source: Box::new(e),
-    };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
@@ -144,16 +142,35 @@ fn is_plain(options: &GetOptions) -> bool {
     )
 }
 
-fn sync(path: &std::path::Path) -> Result<()> {
-    let sync = || -> std::io::Result<()> {
-        std::fs::File::open(path)?.sync_all()?;
-        path.parent()
-            .map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
-    };
-    sync().map_err(|e| object_store::Error::Generic {
+fn generic(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
+    object_store::Error::Generic {
         store: "durable",
-        source: Box::new(e),
-    })
+        source: error.into(),
+    }
+}
+
+/// Gives a file that is written its name, as `mode` has it.
+fn publish(file: WholeFile, location: &Path, mode: &PutMode) -> Result<PutResult> {
+    let replaces = match mode {
+        PutMode::Overwrite => true,
+        PutMode::Create => false,
+        PutMode::Update(_) => {
+            return Err(object_store::Error::NotImplemented {
+                operation: "update".to_owned(),
+                implementer: "DurableStore".to_owned(),
+            });
+        }
+    };
+    match file.publish(replaces).map_err(generic)? {
+        Link::Made => Ok(PutResult {
+            e_tag: None,
+            version: None,
+        }),
+        Link::Taken => Err(object_store::Error::AlreadyExists {
+            path: location.to_string(),
+            source: "the name is taken".into(),
+        }),
+    }
 }
 
 #[async_trait]
@@ -164,20 +181,22 @@ impl ObjectStore for DurableStore {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
-        let result = self.files.put_opts(location, payload, opts).await?;
-        sync(&self.file_path(location)?)?;
-        Ok(result)
+        let mut file = WholeFile::create(&self.file_path(location)?).map_err(generic)?;
+        for bytes in &payload {
+            file.write(bytes).map_err(generic)?;
+        }
+        publish(file, location, &opts.mode)
     }
 
     async fn put_multipart_opts(
         &self,
         location: &Path,
-        opts: PutMultipartOptions,
+        _opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let upload = self.files.put_multipart_opts(location, opts).await?;
+        let file = WholeFile::create(&self.file_path(location)?).map_err(generic)?;
         Ok(Box::new(DurableUpload {
-            upload,
-            path: self.file_path(location)?,
+            location: location.clone(),
+            file: Some(file),
         }))
     }
 
@@ -224,30 +243,54 @@ impl ObjectStore for DurableStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.files.copy_opts(from, to, options).await?;
-        sync(&self.file_path(to)?)
+        let bytes = self
+            .get_opts(from, GetOptions::default())
+            .await?
+            .bytes()
+            .await?;
+        let mode = match options.mode {
+            CopyMode::Overwrite => PutMode::Overwrite,
+            CopyMode::Create => PutMode::Create,
+        };
+        self.put_opts(to, bytes.into(), mode.into()).await?;
+        Ok(())
     }
 }
 
+/// A file that comes in parts, in order.
 #[derive(Debug)]
 struct DurableUpload {
-    upload: Box<dyn MultipartUpload>,
-    path: PathBuf,
+    location: Path,
+    /// None when it is complete, or was given up.
+    file: Option<WholeFile>,
+}
+
+impl DurableUpload {
+    fn ended(&self) -> object_store::Error {
+        generic(format!("\"{}\" is no longer written", self.location))
+    }
 }
 
 #[async_trait]
 impl MultipartUpload for DurableUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.upload.put_part(data)
+        let written = match &mut self.file {
+            Some(file) => data
+                .iter()
+                .try_for_each(|bytes| file.write(bytes))
+                .map_err(generic),
+            None => Err(self.ended()),
+        };
+        Box::pin(std::future::ready(written))
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let result = self.upload.complete().await?;
-        sync(&self.path)?;
-        Ok(result)
+        let file = self.file.take().ok_or_else(|| self.ended())?;
+        publish(file, &self.location, &PutMode::Overwrite)
     }
 
     async fn abort(&mut self) -> Result<()> {
-        self.upload.abort().await
+        self.file = None;
+        Ok(())
     }
 }

@@ -11,10 +11,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Result, failpoint};
 
 use crate::fs::{self as durable, io_error};
-use crate::log::{DeltaTable, Names, TableAt, name_hash, now_ms};
+use crate::log::{DeltaTable, Names, TableAt, name_hash};
 use crate::{LakeSettings, RetentionSettings};
 
 /// Finds and removes what one table does not need any more; runs on any thread.
@@ -133,23 +134,16 @@ impl CleaningJob {
         let log_dir = self.table.log_dir();
         failpoint::hit("clean.before_log");
         for path in &cleaned.log_files {
-            remove(path)?;
+            durable::remove(path)?;
         }
         if self.fsync && !cleaned.log_files.is_empty() {
             durable::sync_dir(&log_dir)?;
         }
         failpoint::hit("clean.before_data");
         for path in &cleaned.data_files {
-            remove(path)?;
+            durable::remove(path)?;
         }
         Ok(cleaned)
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", path, e)),
-        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
 use crate::LakeSettings;
-use crate::fs::corrupt;
+use crate::fs::{self as durable, corrupt};
 use crate::key_index::{Moved, SegmentId};
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::write::{DataFileWriter, live_rows, loosen_bounds, open_file};
@@ -205,7 +205,7 @@ impl Compacted {
 impl Drop for Compacted {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            let _ = std::fs::remove_file(self.output.dir.join(&file.path));
+            durable::discard(&self.output.dir.join(&file.path));
         }
     }
 }

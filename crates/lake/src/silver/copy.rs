@@ -248,12 +248,19 @@ impl Silver {
             .write(&plain, columns, snapshot, &mut self.segments)
     }
 
-    /// Commits what was copied, up to `next_page` of a relation (`u32::MAX`: all of it).
+    /// Commits what was copied under `snapshot`, up to `next_page` of a relation (`u32::MAX`: all of
+    /// it). Pages without rows count, too: what an earlier snapshot had in them is missing.
     ///
     /// # Errors
     /// As [`Self::commit`].
-    pub fn commit_copied(&mut self, relfilenode: u32, next_page: u32) -> Result<u64> {
+    pub fn commit_copied(
+        &mut self,
+        snapshot: Lsn,
+        relfilenode: u32,
+        next_page: u32,
+    ) -> Result<u64> {
         self.check_usable()?;
+        self.last_copied = self.last_copied.max(Some(snapshot));
         self.guarded(|silver| {
             let txns = silver
                 .positions

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use alluvium_change::{Error, Lsn, Result};
 use roaring::RoaringTreemap;
 
+use crate::fs as durable;
 use crate::key_index::{Location, ManifestSegment, SegmentId};
 use crate::log::{DeletedRows, Descriptor, LiveFile, NewFile};
 use crate::write::loosen_bounds;
@@ -46,7 +47,7 @@ const COPY_PREFIX: &str = "copy-";
 
 /// A name for a new data file. The snapshot of copied rows is in it, so that it survives restarts.
 pub(crate) fn file_name(snapshot: Option<Lsn>) -> String {
-    let id = uuid::Uuid::new_v4();
+    let id = durable::new_uuid();
     match snapshot {
         Some(snapshot) => format!("{COPY_PREFIX}{:016x}-{id}.parquet", snapshot.0),
         None => format!("part-{id}.parquet"),
@@ -180,7 +181,7 @@ impl Segments {
                 if segment.committed {
                     self.removed.push(segment.file);
                 } else {
-                    let _ = std::fs::remove_file(dir.join(&segment.file.path));
+                    durable::discard(&dir.join(&segment.file.path));
                 }
             }
         }
@@ -241,7 +242,7 @@ impl Segments {
         self.by_id.retain(|_, segment| {
             let keep = segment.live_rows() > 0;
             if !keep && !segment.committed {
-                let _ = std::fs::remove_file(dir.join(&segment.file.path));
+                durable::discard(&dir.join(&segment.file.path));
             }
             keep
         });
@@ -284,7 +285,7 @@ impl Segments {
     /// Files that no commit names.
     pub(super) fn remove_staged_files(&self, dir: &Path) {
         for segment in self.by_id.values().filter(|segment| !segment.committed) {
-            let _ = std::fs::remove_file(dir.join(&segment.file.path));
+            durable::discard(&dir.join(&segment.file.path));
         }
     }
 }

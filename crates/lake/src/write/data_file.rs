@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Error, Result, failpoint};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -16,8 +17,9 @@ use parquet::file::writer::SerializedFileWriter;
 
 use super::encoded::EncodedRows;
 use super::stats::StatsCollector;
-use crate::fs::{corrupt, io_error};
-use crate::log::{NewFile, now_ms};
+use crate::fs::disk::{DiskOp, perform};
+use crate::fs::{self as durable, corrupt, io_error};
+use crate::log::NewFile;
 use crate::{Compression, LakeSettings};
 
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -153,11 +155,7 @@ impl DataFileWriter {
         settings: &LakeSettings,
     ) -> Result<Self> {
         let path = dir.join(&name);
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| io_error("create", &path, e))?;
+        let file = durable::create_new(&path).map_err(|e| io_error("create", &path, e))?;
         let properties = properties(settings.compression, ROW_GROUP_ROWS)?.build();
         let writer = Writer::new(file, schema, properties).map_err(|e| write_error(&path, e))?;
         Ok(Self {
@@ -193,6 +191,11 @@ impl DataFileWriter {
         }
     }
 
+    /// The writer has its file to itself, so that the disk is asked beforehand.
+    fn may_write(&self) -> Result<()> {
+        perform(DiskOp::Write(&self.path), || Ok(())).map_err(|e| io_error("write", &self.path, e))
+    }
+
     /// Appends rows, which have the schema the file was created with.
     pub(crate) fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         if rows.num_rows() >= self.settings.share_from_rows {
@@ -200,6 +203,7 @@ impl DataFileWriter {
             return self.append(&[&encoded]);
         }
         let staging_bytes = self.settings.staging_bytes;
+        self.may_write()?;
         let (writer, stats) = self.open()?;
         stats.update(rows);
         let mut written = writer.write(rows);
@@ -216,6 +220,7 @@ impl DataFileWriter {
     pub(crate) fn append(&mut self, sources: &[&EncodedRows]) -> Result<()> {
         let rows = sources.first().map_or(0, |source| source.num_rows());
         let schema = Arc::clone(&self.schema);
+        self.may_write()?;
         let (writer, stats) = self.open()?;
         stats.update_encoded(sources, rows);
         let appended = writer.append(&schema, sources);
@@ -237,7 +242,7 @@ impl DataFileWriter {
                 let file = writer.file.inner();
                 failpoint::hit("commit.data_written");
                 if self.settings.fsync {
-                    file.sync_data()
+                    durable::sync_file(file, &self.path)
                         .map_err(|e| io_error("sync", &self.path, e))?;
                 }
                 file.metadata().map_err(|e| io_error("read", &self.path, e))
@@ -245,7 +250,7 @@ impl DataFileWriter {
         let metadata = match finished {
             Ok(metadata) => metadata,
             Err(error) => {
-                let _ = std::fs::remove_file(&self.path);
+                durable::discard(&self.path);
                 return Err(error);
             }
         };
@@ -263,7 +268,7 @@ impl DataFileWriter {
 impl Drop for DataFileWriter {
     fn drop(&mut self) {
         if self.writer.take().is_some() {
-            let _ = std::fs::remove_file(&self.path);
+            durable::discard(&self.path);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::support::{
     TestLake, batch, insert, item_rows, items, owner, read_items, read_table, row, schema, txns,
     update,
 };
-use crate::workload::{Random, Source};
+use alluvium_testkit::history::{Random, Source};
 
 /// Everything of a change that bronze keeps.
 fn facts(batch: &ChangeBatch) -> Vec<String> {

@@ -38,7 +38,7 @@ fn a_copy_is_resumed_where_it_was() {
     silver
         .stage_copied(&item_rows(&schema, &[row(1, "a", "b")]), Lsn(100))
         .unwrap();
-    silver.commit_copied(7, 50).unwrap();
+    silver.commit_copied(Lsn(100), 7, 50).unwrap();
     silver
         .stage_copied(&item_rows(&schema, &[row(2, "a", "b")]), Lsn(100))
         .unwrap();
@@ -56,8 +56,8 @@ fn a_copy_is_resumed_where_it_was() {
     silver
         .stage_copied(&item_rows(&schema, &[row(2, "c", "d")]), Lsn(200))
         .unwrap();
-    silver.commit_copied(7, u32::MAX).unwrap();
-    silver.commit_copied(8, 0).unwrap();
+    silver.commit_copied(Lsn(200), 7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(200), 8, 0).unwrap();
     assert_eq!(silver.copy_state(), copying(&[(7, u32::MAX), (8, 0)], 200));
     silver.finish_copy().unwrap();
     drop(silver);
@@ -100,7 +100,7 @@ fn copied_twice(test: &TestLake) -> Silver {
     silver
         .stage_copied(&item_rows(&schema, &early), Lsn(100))
         .unwrap();
-    silver.commit_copied(7, 50).unwrap();
+    silver.commit_copied(Lsn(100), 7, 50).unwrap();
     drop(silver);
     let mut silver = open(test);
     let late = [
@@ -111,7 +111,7 @@ fn copied_twice(test: &TestLake) -> Silver {
     silver
         .stage_copied(&item_rows(&schema, &late), Lsn(200))
         .unwrap();
-    silver.commit_copied(7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(200), 7, u32::MAX).unwrap();
     silver.finish_copy().unwrap();
     silver
 }
@@ -225,7 +225,7 @@ fn a_key_that_is_none_is_found_while_copying() {
         .stage_copied(&item_rows(&schema, &[row(1, "e", "f")]), Lsn(100))
         .unwrap();
     assert_eq!(silver.conflicts(), 2);
-    silver.commit_copied(7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(100), 7, u32::MAX).unwrap();
     silver.finish_copy().unwrap();
     assert_eq!(read_items(silver.dir()), [row(1, "e", "f")]);
 }
@@ -244,7 +244,7 @@ fn without_a_key_there_is_one_snapshot() {
     silver.begin_copy(Lsn(100)).unwrap();
     let rows = item_rows(&schema, &[row(1, "a", "b"), row(1, "a", "b")]);
     silver.stage_copied(&rows, Lsn(100)).unwrap();
-    silver.commit_copied(7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(100), 7, u32::MAX).unwrap();
     assert!(
         silver
             .stage_copied(&rows, Lsn(200))

@@ -1,13 +1,13 @@
 //! Random histories leave in silver exactly the rows they leave in the source.
 
-use alluvium_change::{Identity, Lsn, Op};
+use alluvium_change::{Identity, Lsn};
 use alluvium_lake::{
     Bronze, Compacted, CompactionSettings, LakeSettings, MetadataColumn, OnConflict, Silver,
     SilverSettings,
 };
 
-use crate::support::{Change, TestLake, batch, items, owner, read_items, view_items};
-use crate::workload::{Random, Source};
+use crate::support::{TestLake, batch, items, owner, read_items, view_items};
+use alluvium_testkit::history::{Random, Source, doubled};
 
 /// Applies random transactions in random pieces, opening the table again now and then.
 fn run(seed: u64, identity: Identity, settings: LakeSettings) -> Seen {
@@ -150,13 +150,6 @@ fn compact_bronze(bronze: &mut Bronze) {
         let done = job.run(&|_| true).unwrap().unwrap();
         bronze.adopt_compaction(done).unwrap();
     }
-}
-
-/// Whether the changes may end between the two steps of a direct exchange of keys.
-fn doubled(changes: &[Change]) -> bool {
-    changes.last().is_some_and(|last| {
-        last.op == Op::Update && last.old.as_ref().is_some_and(|old| old.0 != last.new.0)
-    })
 }
 
 fn tiny() -> LakeSettings {

@@ -201,7 +201,7 @@ fn a_copy_is_resumed_with_an_index_on_disk() {
             .stage_copied(&rows(from, from + 50, "first"), Lsn(100))
             .unwrap();
         silver
-            .commit_copied(7, u32::try_from(from).unwrap() + 50)
+            .commit_copied(Lsn(100), 7, u32::try_from(from).unwrap() + 50)
             .unwrap();
     }
     assert!(silver.index_disk_bytes() > 0);
@@ -213,7 +213,7 @@ fn a_copy_is_resumed_with_an_index_on_disk() {
     silver
         .stage_copied(&rows(250, 500, "second"), Lsn(200))
         .unwrap();
-    silver.commit_copied(7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(200), 7, u32::MAX).unwrap();
     silver.finish_copy().unwrap();
     silver.check_index().unwrap();
     let changes = [

@@ -16,4 +16,3 @@ mod history;
 mod index;
 mod support;
 mod types;
-mod workload;

@@ -20,7 +20,7 @@ use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::file::metadata::PageIndexPolicy;
 
 use crate::support::{TestLake, owner, read_table, schema};
-use crate::workload::Random;
+use alluvium_testkit::history::Random;
 
 fn types() -> Vec<(&'static str, DataType)> {
     let inner = Fields::from(vec![
@@ -186,7 +186,7 @@ fn every_type_is_held_exactly() {
     silver.begin_copy(Lsn(100)).unwrap();
     let copied = rows(&table, &(0..300).collect::<Vec<_>>(), &mut random);
     silver.stage_copied(&copied, Lsn(100)).unwrap();
-    silver.commit_copied(7, u32::MAX).unwrap();
+    silver.commit_copied(Lsn(100), 7, u32::MAX).unwrap();
     silver.finish_copy().unwrap();
 
     // Inserts, then in the same commit updates of some: a new file with deleted rows.
@@ -329,7 +329,7 @@ fn encode_once_and_twice(compression: Compression, codec: ParquetCompression) {
             .unwrap();
         apart.stage_copied(&copied, Lsn(100)).unwrap();
         for silver in [&mut shared, &mut apart] {
-            silver.commit_copied(7, u32::MAX).unwrap();
+            silver.commit_copied(Lsn(100), 7, u32::MAX).unwrap();
             silver.finish_copy().unwrap();
         }
         let inserted = rows(&table, &(3000..5000).collect::<Vec<_>>(), &mut random);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use alluvium_change::{Error, Lsn, Result};
+use alluvium_change::{Error, Lsn, Result, surroundings};
 use alluvium_lake::{
     CheckpointDone, CheckpointJob, Cleaned, CleaningJob, Compacted, CompactionJob,
     CompactionSettings, RetentionSettings, Silver,
@@ -96,7 +96,7 @@ struct Kept {
 
 impl Kept {
     fn new(retention: &RetentionSettings, version: u64) -> Self {
-        let now = Instant::now();
+        let now = surroundings::instant();
         Self {
             checkpointing: false,
             compacting: false,
@@ -198,7 +198,7 @@ impl Care {
     /// When to look again, though nothing happened.
     pub(super) fn next_look(&self) -> Option<Instant> {
         if !self.asked.is_empty() {
-            return Some(Instant::now() + ASKED_EVERY);
+            return Some(surroundings::instant() + ASKED_EVERY);
         }
         self.share
             .settings
@@ -226,7 +226,7 @@ impl Jobs {
         for (layer, DueJob(job)) in due {
             let (share, ends) = (care.share.clone(), Arc::clone(&care.ends));
             self.0
-                .spawn(async move { (layer, job.run(share, ends).await) });
+                .spawn(async move { (layer, job.run_beside(share, ends).await) });
         }
     }
 }
@@ -234,53 +234,57 @@ impl Jobs {
 /// A job that is due.
 pub(super) struct DueJob(Job);
 
+impl DueJob {
+    /// Does it at once, on this thread.
+    #[cfg(test)]
+    pub(super) fn run(self) -> Done {
+        self.0.run(&|_| true)
+    }
+}
+
 impl Job {
-    async fn run(self, share: CareShare, ends: Arc<AtomicBool>) -> Done {
+    /// Does the work. After each part of it `rest` is told how long that took, and says whether the
+    /// rest of it is wanted.
+    fn run(self, rest: &dyn Fn(Duration) -> bool) -> Done {
+        match self {
+            Self::Checkpoint(job) => Done::Checkpoint(job.run()),
+            Self::Compaction(job) => Done::Compaction(if rest(Duration::ZERO) {
+                job.run(rest)
+            } else {
+                Ok(None)
+            }),
+            Self::Cleaning(job) => Done::Cleaning(if rest(Duration::ZERO) {
+                job.run()
+            } else {
+                Ok(Cleaned::default())
+            }),
+        }
+    }
+
+    /// Runs on a thread of its own, in its turn.
+    async fn run_beside(self, share: CareShare, ends: Arc<AtomicBool>) -> Done {
+        let failed: fn(Error) -> Done = match &self {
+            Self::Checkpoint(_) => |error| Done::Checkpoint(Err(error)),
+            Self::Compaction(_) => |error| Done::Compaction(Err(error)),
+            Self::Cleaning(_) => |error| Done::Cleaning(Err(error)),
+        };
         let turn = match &self {
             Self::Checkpoint(_) => None,
             Self::Compaction(_) | Self::Cleaning(_) => {
                 Arc::clone(&share.one_at_a_time).acquire_owned().await.ok()
             }
         };
-        let is_wanted = move || !ends.load(Ordering::Relaxed);
-        match self {
-            Self::Checkpoint(job) => Done::Checkpoint(beside(move || job.run()).await),
-            Self::Compaction(job) => {
-                let rest = move |worked| {
-                    share.rest(worked);
-                    is_wanted()
-                };
-                let job = move || {
-                    if rest(Duration::ZERO) {
-                        job.run(&rest)
-                    } else {
-                        Ok(None)
-                    }
-                };
-                let done = beside(job).await;
-                drop(turn);
-                Done::Compaction(done)
-            }
-            Self::Cleaning(job) => {
-                let job = move || {
-                    if is_wanted() {
-                        job.run()
-                    } else {
-                        Ok(Cleaned::default())
-                    }
-                };
-                let done = beside(job).await;
-                drop(turn);
-                Done::Cleaning(done)
-            }
-        }
+        let work = move || {
+            let done = self.run(&|worked| {
+                share.rest(worked);
+                !ends.load(Ordering::Relaxed)
+            });
+            drop(turn);
+            done
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|e| failed(Error::bug("care of a table panicked").with_source(e)))
     }
-}
-
-/// Runs work on a thread of its own.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::bug("care of a table panicked").with_source(e)))
 }
 
 impl TableOwner {
@@ -320,7 +324,7 @@ impl TableOwner {
         let by_hand = self.care.asked_for(CareKind::Optimize, layer);
         let settings = self.care.share.settings;
         let kept = self.care.of(layer);
-        let is_early = Instant::now() < kept.not_before || !settings.enabled;
+        let is_early = surroundings::instant() < kept.not_before || !settings.enabled;
         if kept.compacting || (is_early && !by_hand) {
             return Ok(None);
         }
@@ -360,7 +364,7 @@ impl TableOwner {
         let by_hand = self.care.asked_for(CareKind::Vacuum, layer);
         let (retention, settings) = (self.care.retention, self.care.share.settings);
         let kept = self.care.of(layer);
-        let now = Instant::now();
+        let now = surroundings::instant();
         if !by_hand && (now < kept.clean_at || !settings.enabled) {
             return None;
         }
@@ -415,7 +419,7 @@ impl TableOwner {
                 );
                 let kept = self.care.of(layer);
                 kept.compacting = false;
-                kept.not_before = Instant::now() + RETRY_AFTER;
+                kept.not_before = surroundings::instant() + RETRY_AFTER;
             }
             Done::Cleaning(cleaned) => {
                 self.care.answer(CareKind::Vacuum, layer);

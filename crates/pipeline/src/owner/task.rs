@@ -11,7 +11,7 @@ use super::{Command, Event, TableOwner};
 use crate::status::Phase;
 
 /// What an owner does next.
-enum Task {
+pub(super) enum Task {
     Command(Box<Command>),
     CatchUp,
     JobDone(Layer, Done),
@@ -20,7 +20,7 @@ enum Task {
 }
 
 impl TableOwner {
-    fn do_task(&mut self, task: Task) -> Vec<Event> {
+    pub(super) fn do_task(&mut self, task: Task) -> Vec<Event> {
         let mut events = match task {
             Task::Command(command) => self.perform(*command),
             Task::CatchUp => {

@@ -94,7 +94,7 @@ pub(super) struct RunFile<'a> {
 
 impl<'a> RunFile<'a> {
     pub(super) fn create(home: &'a Home, width: KeyWidth) -> Result<Self> {
-        let name = format!("run-{}", uuid::Uuid::new_v4());
+        let name = format!("run-{}", crate::fs::new_uuid());
         let file = home.create(&name)?;
         Ok(Self {
             home,

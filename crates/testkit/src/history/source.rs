@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use alluvium_change::{Identity, Op};
 
-use crate::support::{Change, Row};
+use super::{Change, Row};
 
 /// A small generator of numbers: the same seed gives the same history.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(pub(crate) u64);
+pub struct Random(pub u64);
 
 impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -19,25 +19,30 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+    pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
 
 /// What a table holds: rows by place, as a heap has them, so that equal rows are kept apart.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Heap {
+pub struct Heap {
     rows: BTreeMap<u64, Row>,
     next: u64,
 }
 
 impl Heap {
-    pub(crate) fn rows(&self) -> Vec<Row> {
-        crate::support::sorted(self.rows.values().cloned())
+    pub fn rows(&self) -> Vec<Row> {
+        super::sorted(self.rows.values().cloned())
+    }
+
+    /// Rows with their places, in order.
+    pub fn by_place(&self) -> impl Iterator<Item = (u64, &Row)> {
+        self.rows.iter().map(|(place, row)| (*place, row))
     }
 
     fn by_id(&self, id: i64) -> Option<u64> {
@@ -49,17 +54,19 @@ impl Heap {
 }
 
 /// Makes histories.
-pub(crate) struct Source {
-    pub(crate) heap: Heap,
-    pub(crate) random: Random,
-    pub(crate) lsn: u64,
+pub struct Source {
+    pub heap: Heap,
+    pub random: Random,
+    pub lsn: u64,
     identity: Identity,
     ids: i64,
     counter: u64,
+    /// Keys may be exchanged without a third one, as a deferred constraint allows.
+    pub direct_exchanges: bool,
 }
 
 impl Source {
-    pub(crate) fn new(seed: u64, identity: Identity, ids: i64) -> Self {
+    pub fn new(seed: u64, identity: Identity, ids: i64) -> Self {
         Self {
             heap: Heap::default(),
             random: Random(seed),
@@ -67,6 +74,7 @@ impl Source {
             identity,
             ids,
             counter: 0,
+            direct_exchanges: true,
         }
     }
 
@@ -89,7 +97,7 @@ impl Source {
     }
 
     /// Changes of one transaction.
-    pub(crate) fn transaction(&mut self, changes: usize) -> Vec<Change> {
+    pub fn transaction(&mut self, changes: usize) -> Vec<Change> {
         self.lsn += 1 + self.random.below(50);
         let mut made = Vec::new();
         while made.len() < changes {
@@ -159,7 +167,15 @@ impl Source {
                 after.0 = id;
             }
         }
-        Some(self.update_to(place, after))
+        let change = self.update_to(place, after);
+        // A new version of a row stands where there is room.
+        if self.random.chance(30)
+            && let Some(row) = self.heap.rows.remove(&place)
+        {
+            self.heap.rows.insert(self.heap.next, row);
+            self.heap.next += 1;
+        }
+        Some(change)
     }
 
     fn update_to(&mut self, place: u64, mut after: Row) -> Change {
@@ -201,7 +217,7 @@ impl Source {
         let a = self.heap.rows.get(&first).cloned()?;
         let b = self.heap.rows.get(&second).cloned()?;
         let mut changes = Vec::new();
-        if self.random.chance(50) {
+        if self.random.chance(50) || !self.direct_exchanges {
             changes.push(self.update_to(first, (-1 - a.0, a.1.clone(), a.2.clone())));
             changes.push(self.update_to(second, (a.0, b.1.clone(), b.2.clone())));
             changes.push(self.update_to(first, (b.0, a.1, a.2)));

@@ -1,14 +1,23 @@
 //! The file system as a database needs it: what is reported written survives a power cut.
 //!
 //! Stands below `log` and `write`. Invariant: a function that returns `Ok` with `fsync` on has
-//! made its effect durable, directory entry included.
+//! made its effect durable, directory entry included. Everything that changes a file of the lake
+//! passes here, and through [`disk`], where a simulation lets it fail.
+
+pub mod disk;
+mod whole;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use alluvium_change::{Error, Result, code};
+use uuid::Uuid;
+
+use alluvium_change::{Error, Result, code, surroundings};
+
+use disk::{DiskOp, perform};
+pub(crate) use whole::{TEMPORARY_SUFFIX, WholeFile};
 
 /// What an I/O error on `path` means to a user.
 pub(crate) fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
@@ -36,9 +45,40 @@ pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Error {
 
 /// Makes entries of the directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| io_error("sync the directory", dir, e))
+    perform(DiskOp::SyncDir(dir), || {
+        File::open(dir).and_then(|dir| dir.sync_all())
+    })
+    .map_err(|e| io_error("sync the directory", dir, e))
+}
+
+/// Begins a new file.
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
+    perform(DiskOp::Create(path), || {
+        File::options().write(true).create_new(true).open(path)
+    })
+}
+
+/// Makes what was written to a file durable, not its name.
+pub(crate) fn sync_file(file: &File, path: &Path) -> io::Result<()> {
+    perform(DiskOp::Sync(path), || file.sync_data())
+}
+
+/// Removes a file, unless it is gone already.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match perform(DiskOp::Remove(path), || fs::remove_file(path)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file that nobody needs. One that stays is found by the next vacuum.
+pub(crate) fn discard(path: &Path) {
+    let _ = remove(path);
+}
+
+/// A name that no one else has.
+pub(crate) fn new_uuid() -> Uuid {
+    surroundings::simulated_chance().map_or_else(Uuid::new_v4, Uuid::from_u128)
 }
 
 /// Creates a directory and its parents.
@@ -46,7 +86,8 @@ pub(crate) fn create_dir(dir: &Path, fsync: bool) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(|e| io_error("create the directory", dir, e))?;
+    perform(DiskOp::CreateDir(dir), || fs::create_dir_all(dir))
+        .map_err(|e| io_error("create the directory", dir, e))?;
     if fsync && let Some(parent) = dir.parent() {
         sync_dir(parent)?;
     }
@@ -56,16 +97,16 @@ pub(crate) fn create_dir(dir: &Path, fsync: bool) -> Result<()> {
 /// Writes a new file. The caller syncs the directory.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], fsync: bool) -> Result<()> {
     let write = || -> io::Result<()> {
-        let mut file = File::options().write(true).create_new(true).open(path)?;
-        file.write_all(bytes)?;
+        let mut file = create_new(path)?;
+        perform(DiskOp::Write(path), || file.write_all(bytes))?;
         if fsync {
-            file.sync_data()?;
+            sync_file(&file, path)?;
         }
         Ok(())
     };
     write().map_err(|e| {
         // A half-written file is of no use to anyone.
-        let _ = fs::remove_file(path);
+        discard(path);
         io_error("write", path, e)
     })
 }
@@ -80,7 +121,7 @@ pub(crate) enum Link {
 
 /// Gives `from` the name `to`, unless that is taken, and removes the name `from`: put-if-absent.
 pub(crate) fn link_new(from: &Path, to: &Path) -> Result<Link> {
-    let linked = fs::hard_link(from, to);
+    let linked = perform(DiskOp::Link(from, to), || fs::hard_link(from, to));
     let outcome = match linked {
         Ok(()) => Ok(Link::Made),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -93,7 +134,7 @@ pub(crate) fn link_new(from: &Path, to: &Path) -> Result<Link> {
         }
         Err(e) => Err(io_error("link", to, e)),
     };
-    let _ = fs::remove_file(from);
+    discard(from);
     outcome
 }
 

@@ -1,0 +1,133 @@
+//! What happens in a simulation: a list of steps that follows from its seed, so that it can be made
+//! shorter.
+
+use alluvium_testkit::history::Random;
+
+use super::disk::Fault;
+
+/// One thing that happens. Numbers are taken modulo what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The source commits a transaction of so many changes.
+    Write(usize),
+    /// So many transactions come as a cut, in so many parts.
+    Deliver {
+        transactions: usize,
+        parts: usize,
+    },
+    /// As before, but the cut does not end: the stream starts again.
+    Reconnect {
+        transactions: usize,
+    },
+    /// The source is told how far all is durable.
+    Acknowledge,
+    CatchUp,
+    /// So many pages are copied.
+    Copy(u32),
+    /// The table is to be copied again.
+    Resync,
+    /// A job that is due runs, and ends.
+    RunJob(usize),
+    /// The owner hears of a job that ended.
+    FinishJob(usize),
+    /// Time passes.
+    Pass {
+        seconds: u64,
+    },
+    View,
+    /// Somebody reads an old version.
+    Read(usize),
+    /// Something goes wrong, so many operations from now.
+    Fault {
+        after: u64,
+        fault: Fault,
+    },
+    PowerCut,
+    /// The process ends at once; or in order, and keeps its key index.
+    Restart {
+        in_order: bool,
+    },
+}
+
+/// The steps of a seed. Each seed has its own idea of what happens often.
+pub(super) fn steps(seed: u64) -> Vec<Step> {
+    let mut random = Random(seed);
+    let weights: [u64; 10] = std::array::from_fn(|_| 1 + random.below(10));
+    let [writes, cares, faults, ends, reads, copies, times, ..] = weights;
+    let choices: [(u64, fn(&mut Random) -> Step); 15] = [
+        (writes * 3, |r| Step::Write(1 + small(r, 12))),
+        (writes * 3, |r| Step::Deliver {
+            transactions: 1 + small(r, 4),
+            parts: 1 + small(r, 3),
+        }),
+        (1, |r| Step::Reconnect {
+            transactions: 1 + small(r, 3),
+        }),
+        (5, |_| Step::Acknowledge),
+        (8, |_| Step::CatchUp),
+        (copies * 2, |r| {
+            Step::Copy(1 + u32::try_from(r.below(4)).unwrap())
+        }),
+        (copies / 4, |_| Step::Resync),
+        (cares * 2, |r| Step::RunJob(small(r, 8))),
+        (cares * 2, |r| Step::FinishJob(small(r, 8))),
+        (times, |r| Step::Pass {
+            seconds: [1, 30, 600, 4000][small(r, 4)],
+        }),
+        (2, |_| Step::View),
+        (reads, |r| Step::Read(small(r, 1000))),
+        (faults, |r| {
+            let done = r.chance(50);
+            let fault = match r.below(4) {
+                0 => Fault::Full,
+                1 => Fault::Error { done },
+                _ => Fault::PowerCut { done },
+            };
+            let soon = [3, 12, 60][small(r, 3)];
+            let after = r.below(soon);
+            Step::Fault { after, fault }
+        }),
+        (ends / 3, |_| Step::PowerCut),
+        (ends / 2, |r| Step::Restart {
+            in_order: r.chance(70),
+        }),
+    ];
+    let total: u64 = choices.iter().map(|(weight, _)| weight).sum();
+    let length = 20 + random.below(40);
+    let mut steps = vec![Step::Write(12)];
+    for _ in 0..length {
+        let mut at = random.below(total);
+        for (weight, choice) in &choices {
+            if at < *weight {
+                steps.push(choice(&mut random));
+                break;
+            }
+            at -= weight;
+        }
+    }
+    steps
+}
+
+fn small(random: &mut Random, end: u64) -> usize {
+    usize::try_from(random.below(end)).unwrap()
+}
+
+/// The steps without those that are not needed for it to fail.
+pub(super) fn shrink(mut steps: Vec<Step>, fails: impl Fn(&[Step]) -> bool) -> Vec<Step> {
+    let mut piece = steps.len() / 2;
+    while piece > 0 {
+        let mut at = 0;
+        while at < steps.len() {
+            let end = (at + piece).min(steps.len());
+            let mut fewer = steps.clone();
+            fewer.drain(at..end);
+            if fails(&fewer) {
+                steps = fewer;
+            } else {
+                at = end;
+            }
+        }
+        piece /= 2;
+    }
+    steps
+}

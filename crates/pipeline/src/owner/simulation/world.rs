@@ -1,0 +1,668 @@
+//! A source, a disk, a clock and the owner of one table, of which a list of steps becomes a history.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alluvium_change::{ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, surroundings};
+use alluvium_lake::{
+    CompactionSettings, CopyState, IndexSettings, Lake, LakeSettings, RetentionSettings,
+    SilverSettings, disk,
+};
+use alluvium_source_postgres::catalog::{SourceTable, sample_table};
+use alluvium_testkit::history::{Change, Random, Row, Source, batch, item_rows};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::super::care::{Done, DueJob, Layer};
+use super::super::command::{Command, CopiedRows, CutEnd, Event, Reached};
+use super::super::task::Task;
+use super::super::{CareShare, OwnerContext, TableOwner, is_of_lake};
+use super::disk::SimDisk;
+use super::laws::Laws;
+use super::plan::Step;
+use crate::acknowledge::Acknowledger;
+use crate::project::MaintainSettings;
+use crate::status::{Phase, StatusBoard};
+
+/// What must not be, in words.
+pub(super) type Law = Result<(), String>;
+
+const ROWS_A_PAGE: u64 = 4;
+const LEAF: u32 = 1;
+
+/// A transaction of the source.
+pub(super) struct Transaction {
+    pub(super) lsn: u64,
+    pub(super) changes: Vec<Change>,
+    /// The rows there are after it.
+    pub(super) rows: Vec<Row>,
+}
+
+/// A copy under way.
+struct Copying {
+    snapshot: u64,
+    pages: BTreeMap<u32, Vec<Row>>,
+    next: u32,
+}
+
+/// The process: what is lost when it ends.
+struct Process {
+    owner: TableOwner,
+    jobs: Vec<(Layer, DueJob)>,
+    done: Vec<(Layer, Done)>,
+    copying: Option<Copying>,
+    acknowledger: Acknowledger,
+    /// Transactions that were sent to it, of all.
+    sent: usize,
+}
+
+pub(super) struct World {
+    root: PathBuf,
+    pub(super) disk: Arc<SimDisk>,
+    pub(super) settings: LakeSettings,
+    identity: alluvium_lake::Owner,
+    table: Arc<SourceTable>,
+    random: Random,
+    source: Source,
+    pub(super) log: Vec<Transaction>,
+    process: Option<Process>,
+    /// What the source was told: it need not send it again.
+    told: Lsn,
+    laws: Laws,
+    _dir: TempDir,
+}
+
+/// Settings of a kind that a seed has: everything small, so that all of it happens often.
+fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    LakeSettings {
+        target_file_bytes: [600, 5_000, 1 << 20][random.below(3) as usize],
+        delta_checkpoint_every_commits: 2 + random.below(6),
+        staging_bytes: [1, 1 << 20][random.below(2) as usize],
+        share_from_rows: [1, 1000][random.below(2) as usize],
+        index: IndexSettings {
+            dir: Some(dir.path().join("index")),
+            memory_bytes: usize::MAX,
+            saved_from_rows: 0,
+            saved_from_changes: 20,
+        },
+        compaction: CompactionSettings {
+            small_files: 2,
+            deleted_percent: [10, 90][random.below(2) as usize],
+            least_deleted_rows: 1,
+        },
+        retention: RetentionSettings {
+            all_versions: minutes([0, 5, 60][random.below(3) as usize]),
+            removed_files: minutes([0, 5, 60][random.below(3) as usize]),
+            old_versions: minutes(24 * 60),
+            old_versions_every: minutes(60),
+        },
+        recent_bytes: 1 << 20,
+        ..LakeSettings::default()
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        surroundings::simulate(seed);
+        let memory = std::path::Path::new("/dev/shm");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix("alluvium-simulation-");
+        let dir = if memory.is_dir() {
+            builder.tempdir_in(memory)
+        } else {
+            builder.tempdir()
+        };
+        let dir = dir.unwrap();
+        let mut random = Random(seed ^ 0x51D);
+        let settings = settings(&mut random, &dir);
+        let columns = [
+            ("id", 20, "int8"),
+            ("small", 25, "text"),
+            ("big", 25, "text"),
+        ];
+        let mut table = sample_table(TableId::new("public", "items"), 10, &columns).unwrap();
+        let identity = if random.chance(80) {
+            Identity::Key(vec![0])
+        } else {
+            Identity::WholeRow
+        };
+        let schema = &table.schema;
+        table.schema = TableSchema::new(
+            schema.id.clone(),
+            schema.relation_oid,
+            schema.columns.clone(),
+            identity.clone(),
+        );
+        let root = dir.path().join("lake");
+        let disk = Arc::new(SimDisk::new(&root, &dir.path().join("graves")));
+        disk.set_now(surroundings::now_ms());
+        disk::register(&root, Arc::clone(&disk) as Arc<dyn disk::Disk>);
+        let identity_of_owner = alluvium_lake::Owner {
+            pipeline: "default".to_owned(),
+            source: "test".to_owned(),
+            system_identifier: "1".to_owned(),
+            table: table.schema.id.clone(),
+            name: "items".to_owned(),
+        };
+        // Not decided rightly in the middle of a transaction, or of a copy.
+        let mut source = Source::new(random.next(), identity, 24);
+        source.direct_exchanges = false;
+        Self {
+            laws: Laws::new(&root, &identity_of_owner, &settings),
+            root,
+            disk,
+            settings,
+            identity: identity_of_owner,
+            table: Arc::new(table),
+            source,
+            random,
+            log: Vec::new(),
+            process: None,
+            told: Lsn::ZERO,
+            _dir: dir,
+        }
+    }
+
+    fn now_ms() -> i64 {
+        surroundings::now_ms()
+    }
+
+    /// What the program does at its start. Where the disk fails, it starts again.
+    fn start(&mut self) -> Law {
+        loop {
+            match self.open() {
+                Ok(owner) => return self.begin(owner),
+                Err(error) if self.disk.take_failed() && is_of_lake(&error) => {
+                    self.disk.note(format!("  start failed: {error}"));
+                    self.recover();
+                }
+                Err(error) => return Err(format!("it does not start: {}", shown(&error))),
+            }
+        }
+    }
+
+    fn open(&self) -> alluvium_change::Result<TableOwner> {
+        let lake = Lake::open(&self.root, self.settings.clone())?;
+        let context = OwnerContext {
+            lake,
+            board: StatusBoard::default(),
+            events: mpsc::channel(1).0,
+            cpu: Arc::new(Semaphore::new(1)),
+            care: CareShare::new(MaintainSettings {
+                compaction: self.settings.compaction,
+                retention: self.settings.retention,
+                ..MaintainSettings::default()
+            }),
+        };
+        let (identity, table) = (self.identity.clone(), Arc::clone(&self.table));
+        TableOwner::open(identity, SilverSettings::default(), table, context, false)
+    }
+
+    fn begin(&mut self, owner: TableOwner) -> Law {
+        let position = owner.bronze.position();
+        self.laws.kept(position)?;
+        let mut acknowledger = Acknowledger::default();
+        acknowledger.restart(self.told, position);
+        let sent = self.log.partition_point(|tx| tx.lsn <= self.told.0);
+        self.laws
+            .started(owner.silver.as_ref().map_or(0, |silver| silver.version()));
+        self.process = Some(Process {
+            owner,
+            jobs: Vec::new(),
+            done: Vec::new(),
+            copying: None,
+            acknowledger,
+            sent,
+        });
+        Ok(())
+    }
+
+    /// After the process ended by what failed: the power is there again, and space.
+    fn recover(&mut self) {
+        if self.disk.is_off() {
+            self.disk.restore_power(&mut self.random);
+            // The key index is beside the lake, and may be lost whole.
+            if self.random.chance(30)
+                && let Some(index) = &self.settings.index.dir
+            {
+                let _ = std::fs::remove_dir_all(index);
+            }
+        }
+        self.disk.heal();
+    }
+
+    fn end_process(&mut self) -> Law {
+        self.process = None;
+        self.recover();
+        self.start()
+    }
+
+    /// Does one step, and checks that all is as it must be.
+    pub(super) fn step(&mut self, step: Step) -> Law {
+        self.disk.note(format!("{step:?}"));
+        if self.process.is_none() {
+            self.start()?;
+        }
+        match step {
+            Step::Write(changes) => self.write(changes),
+            Step::Pass { seconds } => {
+                surroundings::advance(Duration::from_secs(seconds));
+                self.disk.set_now(Self::now_ms());
+                self.due()?;
+            }
+            Step::Fault { after, fault } => self.disk.plan(after, fault),
+            Step::PowerCut => self.disk.cut_power(),
+            Step::Restart { in_order } => {
+                if let Some(process) = &mut self.process
+                    && in_order
+                {
+                    process.owner.close();
+                }
+                self.end_process()?;
+            }
+            Step::Acknowledge => {
+                if let Some(process) = &mut self.process {
+                    self.told = process.acknowledger.acknowledge(None);
+                    self.laws.durable(self.told);
+                }
+            }
+            Step::Deliver {
+                transactions,
+                parts,
+            } => self.deliver(transactions, parts, true)?,
+            Step::Reconnect { transactions } => {
+                self.deliver(transactions, 2, false)?;
+                self.restart_stream()?;
+            }
+            Step::CatchUp => {
+                if self
+                    .process
+                    .as_ref()
+                    .is_some_and(|p| p.owner.can_catch_up())
+                {
+                    self.run(Task::CatchUp)?;
+                }
+            }
+            Step::Copy(pages) => self.copy(pages)?,
+            Step::Resync => self.resync()?,
+            Step::RunJob(nth) => self.run_job(nth),
+            Step::FinishJob(nth) => self.finish_job(nth)?,
+            Step::View => self.view()?,
+            Step::Read(nth) => {
+                let log = &self.log;
+                self.laws
+                    .read_old(nth, Self::now_ms(), |lsn| rows_at(log, lsn))?;
+            }
+        }
+        if self.disk.is_off() {
+            self.end_process()?;
+        }
+        self.check()
+    }
+
+    fn check(&mut self) -> Law {
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        if process.owner.phase == Phase::Stopped {
+            let status = process.owner.context.board.read();
+            let errors = status.tables.values().map(|table| &table.error);
+            return Err(format!(
+                "the table stopped: {:?}",
+                errors.collect::<Vec<_>>()
+            ));
+        }
+        let Some(silver) = &process.owner.silver else {
+            return Ok(());
+        };
+        if process.owner.context.lake.recent_bytes() > self.settings.recent_bytes {
+            return Err("rows kept in memory are beyond their budget".to_owned());
+        }
+        let log = &self.log;
+        let version = silver.version();
+        self.laws
+            .check_versions(version, Self::now_ms(), |lsn| rows_at(log, lsn))
+    }
+
+    fn write(&mut self, changes: usize) {
+        let changes = self.source.transaction(changes);
+        for change in &changes {
+            let Change {
+                op,
+                lsn,
+                new,
+                old,
+                unchanged,
+            } = change;
+            let unsent = if *unchanged { " unsent" } else { "" };
+            self.disk
+                .note(format!("  {lsn} {op:?} {new:?}{unsent} old {old:?}"));
+        }
+        self.log.push(Transaction {
+            lsn: self.source.lsn,
+            changes,
+            rows: self.source.heap.rows(),
+        });
+    }
+
+    /// Does a task of the owner, and what comes of it.
+    fn run(&mut self, task: Task) -> Law {
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
+        let events = process.owner.do_task(task);
+        let mut fatal = None;
+        for event in events {
+            match event {
+                Event::Durable { cut, .. } => process.acknowledger.done(cut),
+                Event::PhaseChanged => {}
+                // Of a copy that went on under a later snapshot, a value may be missing.
+                Event::NeedsCopy(_) if matches!(self.table.schema.identity, Identity::Key(_)) => {
+                    process.copying = None;
+                }
+                Event::NeedsCopy(_) => return Err("it asks for a copy".to_owned()),
+                Event::Fatal(error) => fatal = Some(error),
+            }
+        }
+        match fatal {
+            Some(error) => self.failed(&error),
+            None => self.due(),
+        }
+    }
+
+    /// An error that ends the process: is there a reason for it?
+    fn failed(&mut self, error: &Error) -> Law {
+        if self.disk.take_failed() && is_of_lake(error) {
+            self.disk.note(format!("  ended by: {error}"));
+            return self.end_process();
+        }
+        Err(format!("it ended without a reason: {}", shown(error)))
+    }
+
+    fn due(&mut self) -> Law {
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
+        match process.owner.due_jobs() {
+            Ok(due) => {
+                process.jobs.extend(due);
+                self.laws.durable(process.acknowledger.flushed());
+                Ok(())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Sends transactions to the owner, in parts.
+    fn deliver(&mut self, transactions: usize, parts: usize, ends: bool) -> Law {
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
+        let from = process.sent;
+        let to = (from + transactions).min(self.log.len());
+        let coming = self.log.get(from..to).unwrap_or_default();
+        let Some(last) = coming.last() else {
+            return Ok(());
+        };
+        let position = Lsn(last.lsn);
+        let changes: Vec<Change> = coming.iter().flat_map(|tx| tx.changes.clone()).collect();
+        let whole = batch(&self.table.schema, &changes);
+        let id = process.acknowledger.open(position, 1);
+        process.sent = to;
+        let mut pieces = self.pieces(whole.num_rows(), parts);
+        if !ends {
+            pieces.pop();
+        }
+        let count = pieces.len();
+        for (nth, piece) in pieces.into_iter().enumerate() {
+            let is_last = ends && nth + 1 == count;
+            let part = whole.slice(piece.start, piece.len());
+            self.run(cut(part, is_last.then_some(CutEnd { id, position })))?;
+            // It ended, and has to be sent all of it again.
+            if self.process.as_ref().is_none_or(|p| p.sent != to) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn pieces(&mut self, rows: usize, parts: usize) -> Vec<Range<usize>> {
+        let mut ends: Vec<usize> = (1..parts)
+            .map(|_| usize::try_from(self.random.below(rows as u64 + 1)).unwrap())
+            .collect();
+        ends.push(rows);
+        ends.sort_unstable();
+        let mut from = 0;
+        let pieces = ends.into_iter().map(|to| {
+            let piece = from..to;
+            from = to;
+            piece
+        });
+        pieces.collect()
+    }
+
+    fn restart_stream(&mut self) -> Law {
+        let told = self.told;
+        if let Some(process) = &mut self.process {
+            let durable = process.acknowledger.durable();
+            process.acknowledger.restart(told, durable);
+            process.sent = self.log.partition_point(|tx| tx.lsn <= told.0);
+        }
+        self.command(Command::Restarted)
+    }
+
+    fn command(&mut self, command: Command) -> Law {
+        self.run(Task::Command(Box::new(command)))
+    }
+
+    /// Asks the owner something. None: the process ended over it.
+    fn ask<T>(
+        &mut self,
+        make: impl FnOnce(oneshot::Sender<alluvium_change::Result<T>>) -> Command,
+    ) -> Result<Option<T>, String> {
+        let (reply, mut answer) = oneshot::channel();
+        self.command(make(reply))?;
+        match answer.try_recv() {
+            Ok(Ok(answer)) => Ok(Some(answer)),
+            Ok(Err(error)) => self.failed(&error).map(|()| None),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn copy(&mut self, pages: u32) -> Law {
+        for _ in 0..pages {
+            let Some(process) = &mut self.process else {
+                return Ok(());
+            };
+            match process.copying.take() {
+                None if process.owner.needs_copy() => self.begin_copy(false)?,
+                None => return Ok(()),
+                Some(copying) => self.copy_page(copying)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_copy(&mut self, afresh: bool) -> Law {
+        let table = Arc::clone(&self.table);
+        if self
+            .ask(|reply| Command::PrepareCopy { table, reply })?
+            .is_none()
+        {
+            return Ok(());
+        }
+        // It has what committed before it.
+        let snapshot = self.source.lsn + 1;
+        // Without a key, a copy cannot go on under another snapshot.
+        let afresh = afresh || !matches!(self.table.schema.identity, Identity::Key(_));
+        let begun = self.ask(|reply| Command::BeginCopy {
+            snapshot: Lsn(snapshot),
+            afresh,
+            reply,
+        })?;
+        let Some(CopyState::Copying { progress, .. }) = begun else {
+            return Ok(());
+        };
+        let mut pages: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
+        for (place, row) in self.source.heap.by_place() {
+            let page = u32::try_from(place / ROWS_A_PAGE).unwrap();
+            pages.entry(page).or_default().push(row.clone());
+        }
+        let copying = Copying {
+            snapshot,
+            pages,
+            next: progress.get(&LEAF).copied().unwrap_or(0),
+        };
+        if let Some(process) = &mut self.process {
+            process.copying = Some(copying);
+        }
+        Ok(())
+    }
+
+    fn copy_page(&mut self, mut copying: Copying) -> Law {
+        if copying.next == u32::MAX {
+            self.ask(|reply| Command::FinishCopy { reply })?;
+            return Ok(());
+        }
+        let mut batches = Vec::new();
+        if let Some((page, rows)) = copying.pages.range(copying.next..).next() {
+            self.disk
+                .note(format!("  page {page} at {}: {rows:?}", copying.snapshot));
+            batches.push(item_rows(&self.table.schema, rows).into());
+            copying.next = page + 1;
+        }
+        if copying.pages.range(copying.next..).next().is_none() {
+            copying.next = u32::MAX;
+        }
+        let rows = CopiedRows {
+            batches,
+            snapshot: Lsn(copying.snapshot),
+            reached: Some(Reached {
+                relfilenode: LEAF,
+                next_page: copying.next,
+            }),
+        };
+        let copied = self.ask(|reply| Command::Copied { rows, reply })?;
+        if let (Some(process), Some(())) = (&mut self.process, copied) {
+            process.copying = Some(copying);
+        }
+        Ok(())
+    }
+
+    /// A person asks for a new copy of a table that has one.
+    fn resync(&mut self) -> Law {
+        let is_quiet = self.process.as_ref().is_some_and(|p| {
+            p.copying.is_none() && matches!(p.owner.phase, Phase::Live | Phase::CatchingUp)
+        });
+        if !is_quiet {
+            return Ok(());
+        }
+        self.begin_copy(true)
+    }
+
+    fn run_job(&mut self, nth: usize) {
+        if let Some(process) = &mut self.process
+            && let Some(at) = nth.checked_rem(process.jobs.len())
+        {
+            self.disk.age_open_files();
+            let (layer, job) = process.jobs.remove(at);
+            let done = job.run();
+            process.done.push((layer, done));
+            // Of a job that fails, the owner hears.
+            self.disk.take_failed();
+        }
+    }
+
+    fn finish_job(&mut self, nth: usize) -> Law {
+        if let Some(process) = &mut self.process
+            && let Some(at) = nth.checked_rem(process.done.len())
+        {
+            let (layer, done) = process.done.remove(at);
+            return self.run(Task::JobDone(layer, done));
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Law {
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        let through = process.sent.checked_sub(1).and_then(|at| self.log.get(at));
+        let Some(through) = through else {
+            return Ok(());
+        };
+        super::laws::check_view(process.owner.show(Lsn(through.lsn)), through)
+    }
+
+    /// Nothing goes wrong any more: in the end all is there.
+    pub(super) fn finish(&mut self) -> Law {
+        self.disk.note("finish".to_owned());
+        self.disk.heal();
+        if self.process.is_none() {
+            self.start()?;
+        }
+        let mut restarted = false;
+        for _ in 0..50 {
+            self.step(Step::Deliver {
+                transactions: 10,
+                parts: 1,
+            })?;
+            self.step(Step::Copy(10))?;
+            self.step(Step::CatchUp)?;
+            let is_quiet = self
+                .process
+                .as_ref()
+                .is_some_and(|p| p.sent == self.log.len() && p.owner.phase == Phase::Live);
+            match (is_quiet, restarted) {
+                (true, true) => return self.finished(),
+                (true, false) => self.step(Step::Restart { in_order: true })?,
+                _ => {}
+            }
+            restarted |= is_quiet;
+        }
+        Err("it never comes to an end".to_owned())
+    }
+
+    fn finished(&mut self) -> Law {
+        let Some(process) = &self.process else {
+            return Err("it does not run".to_owned());
+        };
+        let silver = process.owner.silver.as_ref().ok_or("there is no silver")?;
+        silver
+            .check_index()
+            .map_err(|error| format!("the key index: {}", shown(&error)))?;
+        self.laws.finished(&self.log)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What ends orderly removes what it has written for nothing.
+        self.process = None;
+        disk::unregister(&self.root);
+        surroundings::end_simulation();
+    }
+}
+
+fn cut(part: ChangeBatch, end: Option<CutEnd>) -> Task {
+    Task::Command(Box::new(Command::Cut {
+        batches: vec![part.into()],
+        end,
+        permit: None,
+    }))
+}
+
+/// The rows there were after all transactions up to `lsn`.
+fn rows_at(log: &[Transaction], lsn: u64) -> Vec<Row> {
+    let count = log.partition_point(|tx| tx.lsn <= lsn);
+    let last = count.checked_sub(1).and_then(|at| log.get(at));
+    last.map(|tx| tx.rows.clone()).unwrap_or_default()
+}
+
+pub(super) fn shown(error: &Error) -> String {
+    format!("{error}: {}", error.detail().unwrap_or_default())
+}
