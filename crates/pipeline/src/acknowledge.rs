@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use alluvium_change::Lsn;
+use alluvium_change::{Lsn, failpoint};
 
 /// Names one cut of the stream.
 pub(crate) type CutId = u64;
@@ -94,7 +94,10 @@ impl Acknowledger {
 
     /// What the source may be told, when it must be able to send again what it has from `held` on.
     pub(crate) fn acknowledge(&mut self, held: Option<Lsn>) -> Lsn {
-        let most = held.map_or(self.flushed, |held| held.min(self.flushed));
+        let mut most = held.map_or(self.flushed, |held| held.min(self.flushed));
+        if failpoint::is_planted("acknowledge.too_early") {
+            most = self.open.back().map_or(most, |last| last.end_lsn);
+        }
         self.acknowledged = self.acknowledged.max(most);
         self.acknowledged
     }

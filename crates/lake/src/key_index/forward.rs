@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use alluvium_change::failpoint;
 use hashbrown::HashMap;
 use roaring::RoaringTreemap;
 
@@ -34,7 +35,8 @@ impl Moved {
         let before = u32::try_from(before).unwrap_or(u32::MAX);
         Location {
             segment: self.to,
-            row: self.base.wrapping_add(row).wrapping_sub(before),
+            row: self.base.wrapping_add(row).wrapping_sub(before)
+                + u32::from(failpoint::is_planted("forward.off_by_one")),
         }
     }
 

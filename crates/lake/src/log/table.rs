@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alluvium_change::{Error, Result, code};
+use alluvium_change::{Error, Result, code, failpoint};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use delta_kernel::engine::arrow_data::ArrowEngineData;
@@ -227,7 +227,11 @@ impl DeltaTable {
             .map_err(failed)?;
         let mut txns = BTreeMap::new();
         for batch in batches {
-            let data = batch.map_err(failed)?.actions;
+            let batch = batch.map_err(failed)?;
+            if !batch.is_log_batch && failpoint::is_planted("checkpoint.without_positions") {
+                continue;
+            }
+            let data = batch.actions;
             let batch: RecordBatch =
                 (*ArrowEngineData::try_from_engine_data(data).map_err(failed)?).into();
             collect_txns(&batch, &mut txns)?;

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::mem;
 
-use alluvium_change::{ChangeBatch, Lsn, Unchanged};
+use alluvium_change::{ChangeBatch, Lsn, Unchanged, failpoint};
 use arrow::array::Array;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -227,7 +227,9 @@ impl Planner<'_> {
         } else {
             self.take_updated(old_key, event)?
         };
-        self.bury(old);
+        if !failpoint::is_planted("merge.loses_a_delete") {
+            self.bury(old);
+        }
         if skip_new {
             self.plan.skipped += 1;
             return Ok(());

@@ -21,6 +21,7 @@ use alluvium_lake::read;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int64Type};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 pub use source::{Heap, Random, Source};
@@ -190,10 +191,15 @@ pub fn batch(schema: &Arc<TableSchema>, changes: &[Change]) -> ChangeBatch {
 
 /// The live rows of files, read as a reader would.
 pub fn read_files(files: &[read::DataFile]) -> Vec<RecordBatch> {
+    read_columns(files, None)
+}
+
+/// As [`read_files`], of some columns only.
+pub fn read_columns(files: &[read::DataFile], columns: Option<&[&str]>) -> Vec<RecordBatch> {
     let mut batches = Vec::new();
     for file in files {
         let mut place = 0;
-        for batch in read_file(&file.path) {
+        for batch in read_file(&file.path, columns) {
             let rows = place..place + batch.num_rows() as u64;
             place = rows.end;
             let deleted = file.deleted.as_ref();
@@ -208,9 +214,14 @@ pub fn read_files(files: &[read::DataFile]) -> Vec<RecordBatch> {
 }
 
 /// All rows of a Parquet file.
-pub fn read_file(path: &Path) -> Vec<RecordBatch> {
+pub fn read_file(path: &Path, columns: Option<&[&str]>) -> Vec<RecordBatch> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap();
-    reader.build().unwrap().map(Result::unwrap).collect()
+    let mask = match columns {
+        Some(columns) => ProjectionMask::columns(reader.parquet_schema(), columns.iter().copied()),
+        None => ProjectionMask::all(),
+    };
+    let reader = reader.with_projection(mask).build().unwrap();
+    reader.map(Result::unwrap).collect()
 }
 
 /// Rows of `items`, sorted.

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use alluvium_change::Lsn;
 use alluvium_lake::{LakeSettings, Owner, RetentionSettings, read};
-use alluvium_testkit::history::{Row, item_rows_of, read_files};
+use alluvium_testkit::history::{Row, item_rows_of, read_columns, read_files};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 
 use super::super::command::Shown;
 use super::log::{Log, State};
 use super::world::{Law, Transaction, shown};
+
+/// Bronze's columns that say which change of the source a row is.
+const PLACE: [&str; 2] = ["_commit_lsn", "_event_serial"];
 
 /// A version of silver.
 #[derive(Debug, Clone)]
@@ -107,34 +110,40 @@ impl Laws {
         Ok(())
     }
 
-    /// A version that was current within the retention can be read, whole.
+    /// Versions that were current within the retention.
+    fn promised(&self, now_ms: i64) -> Vec<&Seen> {
+        let kept_ms = i64::try_from(self.retention.all_versions.as_millis()).unwrap();
+        let next = self.seen.iter().skip(1).map(|seen| seen.committed_ms);
+        let until = next.chain([i64::MAX]);
+        let seen = self.seen.iter().zip(until);
+        seen.filter(|(_, until)| *until > now_ms.saturating_sub(kept_ms))
+            .map(|(seen, _)| seen)
+            .collect()
+    }
+
+    /// No version within the retention lost a file.
+    pub(super) fn check_files(&self, now_ms: i64) -> Law {
+        for seen in self.promised(now_ms) {
+            let lacks = |e| format!("version {}: {e}", seen.version);
+            self.log.check_files(&seen.state).map_err(lacks)?;
+        }
+        Ok(())
+    }
+
+    /// A version within the retention can be read, whole.
     pub(super) fn read_old(
         &self,
         nth: usize,
         now_ms: i64,
         rows_at: impl Fn(u64) -> Vec<Row>,
     ) -> Law {
-        let kept_ms = i64::try_from(self.retention.all_versions.as_millis()).unwrap();
-        let next = self.seen.iter().skip(1).map(|seen| seen.committed_ms);
-        let until = next.chain([i64::MAX]);
-        let promised: Vec<&Seen> = self
-            .seen
-            .iter()
-            .zip(until)
-            .filter(|(_, until)| *until > now_ms.saturating_sub(kept_ms))
-            .map(|(seen, _)| seen)
-            .collect();
+        let promised = self.promised(now_ms);
         let nth = nth.checked_rem(promised.len());
         let Some(seen) = nth.and_then(|at| promised.get(at)) else {
             return Ok(());
         };
-        let what = format!(
-            "version {}, {} ms later",
-            seen.version,
-            now_ms - seen.committed_ms
-        );
-        let lacks = |e: String| format!("{what}: {e}");
-        self.log.check_files(&seen.state).map_err(lacks)?;
+        let age_ms = now_ms - seen.committed_ms;
+        let what = format!("version {}, {age_ms} ms later", seen.version);
         let table = self.open(Some(seen.version))?;
         match self.exact_position(&seen.state) {
             Some(position) => compare(&rows_of(&table), &rows_at(position), &what),
@@ -149,14 +158,20 @@ impl Laws {
     }
 
     /// In the end silver is the source, and bronze has each change once.
-    pub(super) fn finished(&self, log: &[Transaction]) -> Law {
+    pub(super) fn finished(&mut self, log: &[Transaction]) -> Law {
         let rows = log.last().map(|tx| tx.rows.clone()).unwrap_or_default();
-        compare(&rows_of(&self.open(None)?), &rows, "in the end")?;
+        let state = self.seen.last().map(|seen| seen.state.clone());
+        let state = state.unwrap_or_default();
+        compare(&self.log.rows(&state)?, &rows, "in the end")?;
+        let table = self.open(None)?;
+        if table.num_rows() != rows.len() as u64 || table.files.len() != state.files.len() {
+            return Err("the log is read in two ways".to_owned());
+        }
         let bronze = read::open_table(&self.bronze, None).map_err(|error| shown(&error))?;
         let mut found = Vec::new();
-        for batch in read_files(&bronze.files) {
+        for batch in read_columns(&bronze.files, Some(&PLACE)) {
             let column = |name: &str| batch.column_by_name(name).cloned().unwrap();
-            let (lsns, serials) = (column("_commit_lsn"), column("_event_serial"));
+            let (lsns, serials) = (column(PLACE[0]), column(PLACE[1]));
             let (lsns, serials) = (
                 lsns.as_primitive::<Int64Type>(),
                 serials.as_primitive::<Int64Type>(),

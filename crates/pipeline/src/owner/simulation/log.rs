@@ -88,7 +88,7 @@ impl Log {
         if !file.exists() {
             return Err(format!("there is no \"{path}\""));
         }
-        let rows = item_rows_in_order(&read_file(&file));
+        let rows = item_rows_in_order(&read_file(&file, None));
         let rows = Arc::new(rows);
         self.rows.insert(path.to_owned(), Arc::clone(&rows));
         Ok(rows)

@@ -71,7 +71,7 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
         (copies / 4, |_| Step::Resync),
         (cares * 2, |r| Step::RunJob(small(r, 8))),
         (cares * 2, |r| Step::FinishJob(small(r, 8))),
-        (times, |r| Step::Pass {
+        (times * 2, |r| Step::Pass {
             seconds: [1, 30, 600, 4000][small(r, 4)],
         }),
         (2, |_| Step::View),
@@ -93,7 +93,7 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
         }),
     ];
     let total: u64 = choices.iter().map(|(weight, _)| weight).sum();
-    let length = 20 + random.below(40);
+    let length = 10 + random.below(35);
     let mut steps = vec![Step::Write(12)];
     for _ in 0..length {
         let mut at = random.below(total);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, surroundings};
 use alluvium_lake::{
-    CompactionSettings, CopyState, IndexSettings, Lake, LakeSettings, RetentionSettings,
-    SilverSettings, disk,
+    CompactionSettings, Compression, CopyState, IndexSettings, Lake, LakeSettings,
+    RetentionSettings, SilverSettings, disk,
 };
 use alluvium_source_postgres::catalog::{SourceTable, sample_table};
 use alluvium_testkit::history::{Change, Random, Row, Source, batch, item_rows};
@@ -79,6 +79,7 @@ pub(super) struct World {
 fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     LakeSettings {
+        compression: Compression::Uncompressed,
         target_file_bytes: [600, 5_000, 1 << 20][random.below(3) as usize],
         delta_checkpoint_every_commits: 2 + random.below(6),
         staging_bytes: [1, 1 << 20][random.below(2) as usize],
@@ -264,12 +265,7 @@ impl World {
                 }
                 self.end_process()?;
             }
-            Step::Acknowledge => {
-                if let Some(process) = &mut self.process {
-                    self.told = process.acknowledger.acknowledge(None);
-                    self.laws.durable(self.told);
-                }
-            }
+            Step::Acknowledge => self.acknowledge(),
             Step::Deliver {
                 transactions,
                 parts,
@@ -289,7 +285,10 @@ impl World {
             }
             Step::Copy(pages) => self.copy(pages)?,
             Step::Resync => self.resync()?,
-            Step::RunJob(nth) => self.run_job(nth),
+            Step::RunJob(nth) => {
+                self.run_job(nth);
+                self.laws.check_files(Self::now_ms())?;
+            }
             Step::FinishJob(nth) => self.finish_job(nth)?,
             Step::View => self.view()?,
             Step::Read(nth) => {
@@ -397,6 +396,13 @@ impl World {
         }
     }
 
+    fn acknowledge(&mut self) {
+        if let Some(process) = &mut self.process {
+            self.told = process.acknowledger.acknowledge(None);
+            self.laws.durable(self.told);
+        }
+    }
+
     /// Sends transactions to the owner, in parts.
     fn deliver(&mut self, transactions: usize, parts: usize, ends: bool) -> Law {
         let Some(process) = &mut self.process else {
@@ -422,6 +428,8 @@ impl World {
             let is_last = ends && nth + 1 == count;
             let part = whole.slice(piece.start, piece.len());
             self.run(cut(part, is_last.then_some(CutEnd { id, position })))?;
+            // The source is told whenever it asks.
+            self.acknowledge();
             // It ended, and has to be sent all of it again.
             if self.process.as_ref().is_none_or(|p| p.sent != to) {
                 break;
