@@ -80,12 +80,7 @@ impl Laws {
     }
 
     /// Each new version is what the source was at its position, and positions grow.
-    pub(super) fn check_versions(
-        &mut self,
-        newest: u64,
-        now_ms: i64,
-        rows_at: impl Fn(u64) -> Vec<Row>,
-    ) -> Law {
+    pub(super) fn check_versions(&mut self, newest: u64, rows_at: impl Fn(u64) -> Vec<Row>) -> Law {
         let next = self.seen.last().map_or(0, |seen| seen.version + 1);
         for version in next..=newest {
             let before = self.seen.last().map(|seen| seen.state.clone());
@@ -104,7 +99,7 @@ impl Laws {
             self.seen.push(Seen {
                 version,
                 state,
-                committed_ms: now_ms,
+                committed_ms: self.log.committed_ms(version),
             });
         }
         Ok(())

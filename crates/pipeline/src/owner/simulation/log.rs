@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use alluvium_testkit::history::{Row, item_rows_in_order, read_file};
 use roaring::RoaringTreemap;
@@ -36,9 +37,20 @@ impl Log {
         &self.dir
     }
 
+    fn commit(&self, version: u64) -> PathBuf {
+        self.dir.join(format!("_delta_log/{version:020}.json"))
+    }
+
+    /// When a version was committed, in milliseconds since 1970.
+    pub(super) fn committed_ms(&self, version: u64) -> i64 {
+        let modified = fs::metadata(self.commit(version)).and_then(|file| file.modified());
+        let since = modified.unwrap().duration_since(UNIX_EPOCH).unwrap();
+        i64::try_from(since.as_millis()).unwrap()
+    }
+
     /// The state after the commit of `version`.
     pub(super) fn next(&self, mut state: State, version: u64) -> Result<State, String> {
-        let path = self.dir.join(format!("_delta_log/{version:020}.json"));
+        let path = self.commit(version);
         let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let text_of = |value: &Value, name: &str| value[name].as_str().unwrap().to_owned();
         let mut added = Vec::new();

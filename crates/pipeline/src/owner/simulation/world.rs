@@ -323,8 +323,7 @@ impl World {
         }
         let log = &self.log;
         let version = silver.version();
-        self.laws
-            .check_versions(version, Self::now_ms(), |lsn| rows_at(log, lsn))
+        self.laws.check_versions(version, |lsn| rows_at(log, lsn))
     }
 
     fn write(&mut self, changes: usize) {
