@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/alluvium-target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check interop crashmatrix soak soakhour bigtable largetransaction manytables bench
+.PHONY: help build demo test check interop crashmatrix simulation soak soakhour bigtable largetransaction manytables bench
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -37,6 +37,10 @@ interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, o
 crashmatrix: ## a crash at every step, at every setting of cadence, memory and protocol; each compared (an hour or more; PART=2/5: a part; PART=merge.: what names it)
 	@tools/setup test
 	ALLUVIUM_TEST_MATRIX=$(or $(PART),all) cargo test --package alluvium --test main -- crash_matrix every_setting --nocapture
+
+simulation: ## SEEDS=100000 random histories of a table's owner, on a disk that fails (make test runs 10 000)
+	@tools/setup test
+	ALLUVIUM_SEEDS=$(or $(SEEDS),100000) cargo test --package alluvium-pipeline --lib -- no_seed_breaks --nocapture
 
 soak: ## pgbench under a pipeline that is killed 20 times; then everything is compared
 	@tools/setup test

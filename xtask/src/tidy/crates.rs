@@ -43,7 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "alluvium-change",
         ],
     ),
-    (TESTKIT, &[]),
+    (TESTKIT, &["alluvium-lake", "alluvium-change"]),
     // Measures the parts one by one; nothing uses it.
     (
         "alluvium-bench",

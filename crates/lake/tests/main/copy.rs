@@ -260,3 +260,22 @@ fn without_a_key_there_is_one_snapshot() {
     silver.commit(Lsn(110)).unwrap();
     assert_eq!(read_items(silver.dir()), [row(1, "a", "b")]);
 }
+
+/// A row that the first snapshot had on a page that was read under the second one, and was gone by then.
+#[test]
+fn pages_without_rows_were_read_under_their_snapshot_too() {
+    let test = TestLake::new();
+    let schema = items(Identity::Key(vec![0]));
+    let mut silver = open(&test);
+    silver.begin_copy(Lsn(100)).unwrap();
+    silver
+        .stage_copied(&item_rows(&schema, &[row(1, "a", "b")]), Lsn(100))
+        .unwrap();
+    silver.commit_copied(Lsn(100), 7, 50).unwrap();
+    drop(silver);
+    let mut silver = open(&test);
+    silver.commit_copied(Lsn(200), 7, u32::MAX).unwrap();
+    silver.finish_copy().unwrap();
+    applied(&mut silver, &[delete(150, 9)]);
+    assert_eq!(read_items(silver.dir()), [row(1, "a", "b")]);
+}

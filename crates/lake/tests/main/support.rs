@@ -7,8 +7,7 @@ use alluvium_change::TableId;
 use alluvium_lake::{IndexSettings, Lake, LakeSettings, Owner, SilverView, read};
 use alluvium_testkit::history::item_rows_of;
 pub(crate) use alluvium_testkit::history::{
-    Change, Row, batch, delete, insert, item_rows, items, read_files, row, schema, sorted,
-    truncate, update,
+    Change, Row, batch, delete, insert, item_rows, items, read_files, row, schema, truncate, update,
 };
 use arrow::array::RecordBatch;
 use tempfile::TempDir;

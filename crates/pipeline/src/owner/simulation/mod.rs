@@ -117,7 +117,7 @@ fn first_failure(seeds: std::ops::Range<u64>, mistake: Option<&'static str>) -> 
 fn no_seed_breaks_a_law() {
     if let Some(seed) = from_environment("ALLUVIUM_SEED") {
         match run(seed, &steps(seed)) {
-            Ok(trace) => println!("{}", trace.join("\n")),
+            Ok(trace) => eprintln!("{}", trace.join("\n")),
             Err(_) => panic!("{}", explain(seed)),
         }
         return;
@@ -147,6 +147,6 @@ fn each_planted_mistake_is_found() {
         let Some(seed) = found else {
             panic!("{mistake} was not found");
         };
-        println!("{mistake}: found by seed {seed}");
+        eprintln!("{mistake}: found by seed {seed}");
     }
 }

@@ -49,12 +49,15 @@ pub(super) enum Step {
     },
 }
 
+/// A kind of step, with numbers as chance has them.
+type Choice = fn(&mut Random) -> Step;
+
 /// The steps of a seed. Each seed has its own idea of what happens often.
 pub(super) fn steps(seed: u64) -> Vec<Step> {
     let mut random = Random(seed);
     let weights: [u64; 10] = std::array::from_fn(|_| 1 + random.below(10));
     let [writes, cares, faults, ends, reads, copies, times, ..] = weights;
-    let choices: [(u64, fn(&mut Random) -> Step); 15] = [
+    let choices: [(u64, Choice); 15] = [
         (writes * 3, |r| Step::Write(1 + small(r, 12))),
         (writes * 3, |r| Step::Deliver {
             transactions: 1 + small(r, 4),

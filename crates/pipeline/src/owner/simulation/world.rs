@@ -150,7 +150,7 @@ impl World {
             name: "items".to_owned(),
         };
         // Not decided rightly in the middle of a transaction, or of a copy.
-        let mut source = Source::new(random.next(), identity, 24);
+        let mut source = Source::new(random.draw(), identity, 24);
         source.direct_exchanges = false;
         Self {
             laws: Laws::new(&root, &identity_of_owner, &settings),
