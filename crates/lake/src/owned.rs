@@ -10,7 +10,7 @@ use alluvium_change::{Column, Error, Identity, Result, TableSchema, code};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::log::DeltaTable;
-use crate::{LakeSettings, Owner, RetentionSettings, fs as durable};
+use crate::{ForeignWriters, LakeSettings, Owner, RetentionSettings, fs as durable};
 
 const PROPERTY_SYSTEM: &str = "alluvium.system_identifier";
 const PROPERTY_TABLE: &str = "alluvium.table";
@@ -38,12 +38,18 @@ pub(crate) fn open_or_create(
     settings: &LakeSettings,
     extra: &[(&str, String)],
 ) -> Result<(DeltaTable, Option<BTreeMap<String, i64>>)> {
+    // Bronze is read in the order in which it was written.
+    let policy = match (layer, settings.foreign) {
+        ("bronze", ForeignWriters::Follow) => ForeignWriters::Repair,
+        (_, policy) => policy,
+    };
     if DeltaTable::exists(dir)? {
         let mut table = DeltaTable::open(dir, settings.fsync)?;
         check_owner(&table, owner)?;
         // Each reading of the log goes over all of its files: with many tables this is the start.
         let txns = table.txns()?;
-        table.check_last_commit_is_ours(&txns)?;
+        table.set_foreign(policy);
+        table.settle_foreign(&txns)?;
         table.set_properties(&retention_properties(&settings.retention))?;
         return Ok((table, Some(txns)));
     }
@@ -55,7 +61,8 @@ pub(crate) fn open_or_create(
     ];
     properties.extend(retention_properties(&settings.retention));
     properties.extend(extra.iter().cloned());
-    let table = DeltaTable::create(dir, schema, &properties, settings.fsync)?;
+    let mut table = DeltaTable::create(dir, schema, &properties, settings.fsync)?;
+    table.set_foreign(policy);
     Ok((table, None))
 }
 

@@ -102,6 +102,19 @@ impl Default for RetentionSettings {
     }
 }
 
+/// What becomes of commits that other programs make to tables of the lake.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ForeignWriters {
+    /// They are undone, but for those of silver that only write the same rows to other files: these
+    /// are kept.
+    #[default]
+    Follow,
+    /// They are undone.
+    Repair,
+    /// The table stops.
+    Refuse,
+}
+
 /// Settings of all tables of a lake.
 #[derive(Debug, Clone)]
 pub struct LakeSettings {
@@ -119,6 +132,7 @@ pub struct LakeSettings {
     pub retention: RetentionSettings,
     /// Memory for rows that no commit has yet, kept for [`crate::Silver::view`]. 0: none are kept.
     pub recent_bytes: usize,
+    pub foreign: ForeignWriters,
     /// Off only where losing the last commits at a power cut does not matter.
     pub fsync: bool,
 }
@@ -135,6 +149,7 @@ impl Default for LakeSettings {
             compaction: CompactionSettings::default(),
             retention: RetentionSettings::default(),
             recent_bytes: 0,
+            foreign: ForeignWriters::default(),
             fsync: true,
         }
     }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
-use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings};
+use alluvium_lake::{Bronze, CopyState, ForeignWriters, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
@@ -601,6 +601,9 @@ impl TableOwner {
         }
         self.catch_up = None;
         self.silver = None;
+        if error.is(&code::LAKE_FOREIGN) && self.opens_after_foreign() {
+            return vec![Event::PhaseChanged];
+        }
         if error.is(&code::COPY_AGAIN) {
             tracing::warn!(table = %self.table.schema.id, error = %error, "copying the table again");
             self.phase = Phase::Waiting;
@@ -609,6 +612,23 @@ impl TableOwner {
         self.phase = Phase::Stopped;
         self.tell_error(&error);
         vec![Event::PhaseChanged]
+    }
+
+    /// Another program wrote to silver, whose rows are in other files now, or as they were again. All that
+    /// was staged is in bronze.
+    fn opens_after_foreign(&mut self) -> bool {
+        if self.context.lake.settings().foreign == ForeignWriters::Refuse {
+            return false;
+        }
+        match self.open_silver() {
+            Ok(silver) if matches!(silver.copy_state(), CopyState::Complete) => {
+                self.silver = Some(silver);
+                self.phase = Phase::CatchingUp;
+                true
+            }
+            // Its copy begins again, or what went wrong is told.
+            _ => false,
+        }
     }
 
     fn tell_error(&self, error: &Error) {

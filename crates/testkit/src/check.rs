@@ -78,3 +78,21 @@ pub fn compare(pg_url: &str, lake_dir: &Path, extra_args: &[&str]) -> Result<Rep
         .with_context(|| format!("compare.py did not print a report\n{stdout}{stderr}"))?;
     Ok(Report { equal, json })
 }
+
+/// Writes to the Delta table in `dir` as another program would, with delta-rs: `what` and its arguments
+/// are those of `foreign.py`. Answers whether that writer took the table.
+pub fn write_as_another(dir: &Path, what: &[&str]) -> Result<bool> {
+    let mut command = check_script("foreign.py");
+    command.arg(dir).args(what);
+    let output = output_of(&mut command)?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(3) => Ok(false),
+        _ => bail!(
+            "foreign.py {what:?} ended with {}\n{stdout}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ),
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use alluvium_change::{Error, Result, failpoint};
+use alluvium_change::{Error, Result, code, failpoint};
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use arrow::error::ArrowError;
@@ -15,8 +15,10 @@ use roaring::RoaringTreemap;
 use super::committer::{Decoration, DurableCommitter};
 use super::deletion_vector::{Descriptor, write_deletion_vectors};
 use super::engine::kernel_error;
+use super::foreign::Settled;
 use super::rows::{LiveFile, empty_maps, scan_rows};
 use super::table::{DeltaTable, ENGINE_INFO, foreign};
+use crate::ForeignWriters;
 use crate::fs as durable;
 
 /// A data file to add: written, synced, not yet in the log.
@@ -97,31 +99,44 @@ pub(super) struct WrittenVectors {
 /// another was changed by somebody else meanwhile.
 pub(super) const OWN_COMMIT: &str = "alluvium/commit";
 
+/// Times a commit is tried while other programs write to the table.
+pub(super) const MOST_TRIES: u32 = 10;
+
 /// A Delta version as the version of [`OWN_COMMIT`].
 pub(super) fn own_mark(version: u64) -> i64 {
     i64::try_from(version).unwrap_or(i64::MAX)
 }
 
 impl DeltaTable {
-    /// Fails when the last commit is not ours, going by the table's [`Self::txns`].
+    /// Makes one commit. Where another program was quicker, its commits are undone first, if they may
+    /// be. On an error the table's state is unknown until it is opened again: the commit may or may not
+    /// be in the log.
     ///
     /// # Errors
-    /// `LAKE_FOREIGN`, with the commit that was ours last.
-    pub(crate) fn check_last_commit_is_ours(&self, txns: &BTreeMap<String, i64>) -> Result<()> {
-        // The first commit creates the table, and is made by the kernel alone.
-        let ours = txns.get(OWN_COMMIT).copied().unwrap_or(0);
-        if ours == own_mark(self.version()) {
-            return Ok(());
+    /// `LAKE_FOREIGN`, also where the table must be opened again because its rows are in other files
+    /// now.
+    pub(crate) fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
+        let mut tries = MOST_TRIES;
+        loop {
+            tries -= 1;
+            match self.commit_once(commit) {
+                Err(error)
+                    if tries > 0
+                        && error.is(&code::LAKE_FOREIGN)
+                        && self.foreign != ForeignWriters::Refuse =>
+                {
+                    let ours = BTreeMap::from([(OWN_COMMIT.to_owned(), own_mark(self.version()))]);
+                    self.refresh()?;
+                    if self.settle_foreign(&ours)? == Settled::Followed {
+                        return Err(error);
+                    }
+                }
+                made => return made,
+            }
         }
-        Err(foreign(&self.dir).with_detail(format!(
-            "the last commit of alluvium is version {ours}, but the table is at version {}",
-            self.version()
-        )))
     }
 
-    /// Makes one commit. On an error the table's state is unknown until it is opened again: the
-    /// commit may or may not be in the log.
-    pub(crate) fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
+    pub(super) fn commit_once(&mut self, commit: &Commit<'_>) -> Result<Committed> {
         let mut committer = DurableCommitter::new(&self.dir, self.fsync);
         let own_error = Arc::clone(&committer.error);
         let operation = match commit.change {

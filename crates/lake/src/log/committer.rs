@@ -142,6 +142,11 @@ pub(super) fn log_dir(dir: &Path) -> PathBuf {
     dir.join("_delta_log")
 }
 
+/// The file of commit `version`.
+pub(super) fn commit_path(dir: &Path, version: u64) -> PathBuf {
+    log_dir(dir).join(format!("{version:020}.json"))
+}
+
 /// Writes the file of commit `version`, unless there is one.
 pub(super) fn write_commit(dir: &Path, version: u64, lines: &[u8], fsync: bool) -> Result<Link> {
     let log = log_dir(dir);
@@ -149,7 +154,7 @@ pub(super) fn write_commit(dir: &Path, version: u64, lines: &[u8], fsync: bool) 
     let temporary = log.join(format!("{}{TEMPORARY_SUFFIX}", durable::new_uuid()));
     durable::write_new(&temporary, lines, fsync)?;
     failpoint::hit("commit.log_written");
-    let link = durable::link_new(&temporary, &log.join(format!("{version:020}.json")))?;
+    let link = durable::link_new(&temporary, &commit_path(dir, version))?;
     failpoint::hit("commit.log_linked");
     if fsync && !failpoint::is_planted("commit.not_synced") {
         durable::sync_dir(&log)?;

@@ -36,6 +36,11 @@ impl Descriptor {
         json
     }
 
+    /// How many rows it deletes.
+    pub(super) fn rows(&self) -> u64 {
+        u64::try_from(self.0.cardinality).unwrap_or_default()
+    }
+
     /// Tells it from all others of its table, and from what replaces it.
     pub(crate) fn identity(&self) -> String {
         self.to_json().to_string()

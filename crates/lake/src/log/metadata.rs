@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Schema};
 use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
-use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, own_mark};
+use super::commit::{Commit, Committed, OWN_COMMIT, own_mark};
 use super::committer::write_commit;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
@@ -51,7 +51,7 @@ impl DeltaTable {
                 .adds
                 .iter()
                 .zip(&vectors.adds)
-                .map(|(add, vector)| add_action(add, vector.as_ref())),
+                .map(|(add, vector)| add_action(&add.clone().into_live(None), vector.as_ref())),
         );
         if self.fsync {
             durable::sync_dir(&self.dir)?;
@@ -86,7 +86,7 @@ impl DeltaTable {
     }
 
     /// Makes the next commit of these actions, and goes on from it. Answers its version.
-    fn commit_actions(&mut self, actions: &[Value]) -> Result<u64> {
+    pub(super) fn commit_actions(&mut self, actions: &[Value]) -> Result<u64> {
         let version = self.version() + 1;
         if write_commit(&self.dir, version, &lines(actions), self.fsync)? == Link::Taken {
             return Err(foreign(&self.dir));
@@ -101,7 +101,11 @@ impl DeltaTable {
         Ok(version)
     }
 
-    fn metadata_action(&self, schema: &Schema, properties: &[(&str, String)]) -> Result<Value> {
+    pub(super) fn metadata_action(
+        &self,
+        schema: &Schema,
+        properties: &[(&str, String)],
+    ) -> Result<Value> {
         let bug = |e| Error::bug("a table's metadata is not JSON").with_source(e);
         let delta = to_delta(schema, &self.dir)?;
         let current = self.snapshot.table_configuration().metadata();
@@ -223,7 +227,7 @@ fn features(schema: &Schema) -> Vec<&'static str> {
     features
 }
 
-fn commit_info(operation: &str, now: i64) -> Value {
+pub(super) fn commit_info(operation: &str, now: i64) -> Value {
     json!({
         "timestamp": now,
         "operation": operation,
@@ -251,7 +255,7 @@ fn has_local_timestamp(data_type: &DataType) -> bool {
     }
 }
 
-fn remove_action(file: &LiveFile, now: i64) -> Value {
+pub(super) fn remove_action(file: &LiveFile, now: i64) -> Value {
     let mut remove = json!({
         "path": file.path,
         "deletionTimestamp": now,
@@ -264,7 +268,7 @@ fn remove_action(file: &LiveFile, now: i64) -> Value {
     json!({"remove": remove})
 }
 
-fn add_action(file: &NewFile, vector: Option<&Descriptor>) -> Value {
+pub(super) fn add_action(file: &LiveFile, vector: Option<&Descriptor>) -> Value {
     let mut add = json!({
         "path": file.path,
         "partitionValues": {},

@@ -10,6 +10,7 @@ mod commit;
 mod committer;
 mod deletion_vector;
 mod engine;
+mod foreign;
 mod mapping;
 mod metadata;
 mod needed;

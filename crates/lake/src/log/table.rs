@@ -20,6 +20,7 @@ use super::engine::{Engine, engine, kernel_error, table_url};
 use super::mapping;
 use super::rows::{LiveFile, read_files};
 use super::schema::{to_arrow, to_delta};
+use crate::ForeignWriters;
 use crate::fs as durable;
 
 /// Written into `commitInfo`.
@@ -35,6 +36,8 @@ pub(crate) struct DeltaTable {
     pub(super) commits_since_checkpoint: u64,
     /// A job is under way.
     pub(super) checkpointing: bool,
+    /// What to do about commits that are not ours.
+    pub(super) foreign: ForeignWriters,
 }
 
 impl DeltaTable {
@@ -115,6 +118,7 @@ impl DeltaTable {
             fsync,
             commits_since_checkpoint: 1,
             checkpointing: false,
+            foreign: ForeignWriters::Refuse,
         })
     }
 
@@ -145,6 +149,7 @@ impl DeltaTable {
             fsync: true,
             commits_since_checkpoint: 0,
             checkpointing: false,
+            foreign: ForeignWriters::Refuse,
         };
         let checkpoint = table.snapshot.log_segment().checkpoint_version;
         table.commits_since_checkpoint = table

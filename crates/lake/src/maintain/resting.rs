@@ -35,9 +35,9 @@ impl RestingTable {
         lake: &LakeSettings,
         app_id: &dyn Fn(&str) -> String,
     ) -> Result<Self> {
-        let table = DeltaTable::open(&name.dir, lake.fsync)?;
+        let mut table = DeltaTable::open(&name.dir, lake.fsync)?;
         let txns = table.txns()?;
-        table.check_last_commit_is_ours(&txns)?;
+        table.settle_foreign(&txns)?;
         let is_silver = name.layer == "silver";
         let may_join = !is_silver || settled(&table, txns, app_id)?;
         let mut files = Vec::new();

@@ -12,6 +12,7 @@ mod compaction;
 mod copy;
 mod errors;
 mod evolve;
+mod foreign;
 mod history;
 mod index;
 mod support;

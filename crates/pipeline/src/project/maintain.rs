@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use alluvium_change::Result;
-use alluvium_lake::{CompactionSettings, RetentionSettings};
+use alluvium_lake::{CompactionSettings, ForeignWriters, RetentionSettings};
 use serde::Deserialize;
 
 use super::load::value_error;
@@ -17,6 +17,7 @@ pub struct MaintainSettings {
     pub cpu_percent: u8,
     pub compaction: CompactionSettings,
     pub retention: RetentionSettings,
+    pub foreign: ForeignWriters,
 }
 
 impl Default for MaintainSettings {
@@ -26,6 +27,7 @@ impl Default for MaintainSettings {
             cpu_percent: 50,
             compaction: CompactionSettings::default(),
             retention: RetentionSettings::default(),
+            foreign: ForeignWriters::default(),
         }
     }
 }
@@ -41,6 +43,26 @@ pub(super) struct MaintainFile {
     removed_files: Option<String>,
     old_versions: Option<String>,
     old_versions_every: Option<String>,
+    foreign: Option<ForeignFile>,
+}
+
+/// `foreign` as it is written.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ForeignFile {
+    Follow,
+    Repair,
+    Refuse,
+}
+
+impl From<ForeignFile> for ForeignWriters {
+    fn from(written: ForeignFile) -> Self {
+        match written {
+            ForeignFile::Follow => Self::Follow,
+            ForeignFile::Repair => Self::Repair,
+            ForeignFile::Refuse => Self::Refuse,
+        }
+    }
 }
 
 impl MaintainFile {
@@ -98,6 +120,7 @@ impl MaintainFile {
                 ..written
             },
             retention,
+            foreign: self.foreign.map_or(defaults.foreign, ForeignWriters::from),
         })
     }
 }

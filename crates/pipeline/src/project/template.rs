@@ -77,6 +77,8 @@ path = {lake_path}
 # old_versions_every = "1d"
 # How long data files stay that no version needs any more.
 # removed_files = "1h"
+# What other programs commit to the tables is kept where no row changed, and undone else: also "repair", "refuse".
+# foreign = "follow"
 
 # An HTTP server while it runs: /metrics for Prometheus, /healthz, /api/v1/status, and SQL: POST /api/v1/sql.
 # There is no authentication: whoever reaches it can read the lake.

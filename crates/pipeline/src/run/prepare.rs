@@ -279,6 +279,7 @@ pub fn lake_settings(project: &Project) -> LakeSettings {
         recent_bytes,
         compaction: project.maintain.compaction,
         retention: project.maintain.retention,
+        foreign: project.maintain.foreign,
         delta_checkpoint_every_commits: project.commit.delta_checkpoint_every_commits,
         staging_bytes: usize::try_from(project.limits.memory_bytes / 32)
             .unwrap_or(defaults.staging_bytes),
