@@ -376,9 +376,11 @@ fn a_table_made_again_is_not_taken_for_the_old_one() {
 /// Somebody else wrote to silver while the pipeline rested: its rows cannot be trusted.
 #[test]
 fn a_commit_of_another_program_is_noticed() {
-    let setup = Setup::new(
+    let setup = Setup::on(
+        alluvium_testkit::PgCluster::start(None, &[]).unwrap(),
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
         "\"public.*\"",
+        "[maintain]\nforeign = \"refuse\"\n",
     );
     setup.catch_up();
     let log = setup.lake().join("silver/t/_delta_log");
