@@ -129,7 +129,9 @@ impl SimDisk {
     }
 
     pub(super) fn note(&self, line: String) {
-        self.state().trace.push(line);
+        // The directory is another each time.
+        let root = self.root.display().to_string();
+        self.state().trace.push(line.replace(&root, ""));
     }
 
     /// The power comes back. Of what was not durable, some is lost.
