@@ -30,7 +30,7 @@ def write(path: str, what: str, more: list[str]) -> object:
         return table.restore(table.version() - int(more[0]))
     if what == "vacuum":
         return table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    sys.exit(__doc__)
+    raise ValueError(what)
 
 
 def _few(path: str):
@@ -40,11 +40,11 @@ def _few(path: str):
 
 
 def main() -> int:
-    if len(sys.argv) < 3:
-        print(__doc__)
-        return 2
     try:
         print(write(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    except (IndexError, ValueError):
+        print(__doc__)
+        return 2
     except DeltaError as error:
         print(error)
         return 3

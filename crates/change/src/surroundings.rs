@@ -49,10 +49,12 @@ pub fn instant() -> Instant {
     simulated(|s| s.began + s.elapsed).unwrap_or_else(Instant::now)
 }
 
-/// 128 bits that no one else has; in a simulation those that its seed gives.
+/// In a simulation, 128 bits that its seed gives; else none.
 #[must_use]
 pub fn simulated_chance() -> Option<u128> {
-    simulated(|s| (u128::from(next(&mut s.chance)) << 64) | u128::from(next(&mut s.chance)))
+    simulated(|s| {
+        (u128::from(next_random(&mut s.chance)) << 64) | u128::from(next_random(&mut s.chance))
+    })
 }
 
 /// From here on this thread's clock stands still until [`advance`], and chance follows from `seed`.
@@ -75,8 +77,8 @@ pub fn end_simulation() {
     SIMULATED.set(None);
 }
 
-/// `SplitMix64`, as published by Sebastiano Vigna.
-fn next(state: &mut u64) -> u64 {
+/// `SplitMix64`, as published by Sebastiano Vigna: the next of a row of numbers that `state` gives.
+pub fn next_random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,6 +1,6 @@
 //! One Delta commit: files added and removed, rows deleted, positions moved. All or nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result, code, failpoint};
@@ -36,6 +36,18 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
+    /// A file that was in the table, to be added again.
+    pub(super) fn like(file: &LiveFile) -> Self {
+        Self {
+            path: file.path.clone(),
+            size_bytes: file.size_bytes,
+            modified_ms: file.modified_ms,
+            stats: Arc::clone(&file.stats),
+            num_rows: file.num_rows,
+            deleted: None,
+        }
+    }
+
     /// As it is when a commit has added it.
     pub(crate) fn into_live(self, deletion_vector: Option<Descriptor>) -> LiveFile {
         LiveFile {
@@ -125,9 +137,7 @@ impl DeltaTable {
                         && error.is(&code::LAKE_FOREIGN)
                         && self.foreign != ForeignWriters::Refuse =>
                 {
-                    let ours = BTreeMap::from([(OWN_COMMIT.to_owned(), own_mark(self.version()))]);
-                    self.refresh()?;
-                    if self.settle_foreign(&ours)? == Settled::Followed {
+                    if self.settle_newer()? == Settled::Followed {
                         return Err(error);
                     }
                 }

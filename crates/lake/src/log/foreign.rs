@@ -13,7 +13,7 @@ use alluvium_change::{Result, code};
 use delta_kernel::snapshot::Snapshot;
 use serde_json::{Value, json};
 
-use super::commit::{Commit, MOST_TRIES, OWN_COMMIT, own_mark};
+use super::commit::{Commit, MOST_TRIES, NewFile, OWN_COMMIT, own_mark};
 use super::committer::commit_path;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
@@ -49,8 +49,8 @@ impl Foreign {
             self.operations.push(operation.unwrap_or("?").to_owned());
         }
         for kind in ["add", "remove"] {
-            let change = action.get(kind).and_then(|action| action.get("dataChange"));
-            self.changes_rows |= change.is_some_and(|change| change != &Value::Bool(false));
+            let says_no = |file: &Value| file.get("dataChange") == Some(&Value::Bool(false));
+            self.changes_rows |= action.get(kind).is_some_and(|file| !says_no(file));
         }
         self.changes_rows |= action.get("cdc").is_some();
         let id = action.get("txn").and_then(|txn| txn.get("appId"));
@@ -63,6 +63,13 @@ impl DeltaTable {
     /// What to do from here on about commits that are not ours; until then they are refused.
     pub(crate) fn set_foreign(&mut self, policy: ForeignWriters) {
         self.foreign = policy;
+    }
+
+    /// Settles what other programs committed since the table was opened, or since our last commit.
+    pub(crate) fn settle_newer(&mut self) -> Result<Settled> {
+        let ours = own_mark(self.version());
+        self.refresh()?;
+        self.settle_foreign(&BTreeMap::from([(OWN_COMMIT.to_owned(), ours)]))
     }
 
     /// Settles what was committed since our last commit, going by the table's [`Self::txns`].
@@ -188,7 +195,8 @@ impl DeltaTable {
             // It may have been vacuumed away.
             check_file(&self.dir, file)?;
             before.deleted_rows(file)?;
-            actions.push(add_action(file, file.deletion_vector.as_ref()));
+            let vector = file.deletion_vector.as_ref();
+            actions.push(add_action(&NewFile::like(file), vector));
         }
         self.commit_actions(&actions).map(|_| ())
     }

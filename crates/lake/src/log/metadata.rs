@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Schema};
 use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
-use super::commit::{Commit, Committed, OWN_COMMIT, own_mark};
+use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, own_mark};
 use super::committer::write_commit;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
@@ -51,7 +51,7 @@ impl DeltaTable {
                 .adds
                 .iter()
                 .zip(&vectors.adds)
-                .map(|(add, vector)| add_action(&add.clone().into_live(None), vector.as_ref())),
+                .map(|(add, vector)| add_action(add, vector.as_ref())),
         );
         if self.fsync {
             durable::sync_dir(&self.dir)?;
@@ -268,7 +268,7 @@ pub(super) fn remove_action(file: &LiveFile, now: i64) -> Value {
     json!({"remove": remove})
 }
 
-pub(super) fn add_action(file: &LiveFile, vector: Option<&Descriptor>) -> Value {
+pub(super) fn add_action(file: &NewFile, vector: Option<&Descriptor>) -> Value {
     let mut add = json!({
         "path": file.path,
         "partitionValues": {},

@@ -5,22 +5,14 @@ use std::fs;
 use alluvium_change::{Identity, Lsn, code};
 use alluvium_lake::{Bronze, Lake, LakeSettings, OnConflict, Owner, Silver, SilverSettings, read};
 
-use crate::support::{TestLake, batch, delete, insert, items, owner, read_items, row, update};
-
-fn open(test: &TestLake) -> alluvium_change::Result<Silver> {
-    let schema = items(Identity::Key(vec![0]));
-    Silver::open(
-        &test.lake,
-        &owner("items"),
-        &schema,
-        SilverSettings::default(),
-    )
-}
+use crate::support::{
+    TestLake, batch, delete, insert, items, open_items, owner, read_items, row, update,
+};
 
 /// A table with the rows 1 and 2 at 110.
 fn started(test: &TestLake) -> Silver {
     let schema = items(Identity::Key(vec![0]));
-    let mut silver = open(test).unwrap();
+    let mut silver = open_items(test).unwrap();
     silver.begin_copy(Lsn(100)).unwrap();
     silver.finish_copy().unwrap();
     let changes = [insert(110, row(1, "a", "b")), insert(110, row(2, "a", "b"))];
@@ -63,7 +55,7 @@ fn a_conflict_stops_the_table_and_leaves_the_commit_before() {
             .count()
     };
     assert_eq!(parquet(&test), 1, "what was staged is gone");
-    let silver = open(&test).unwrap();
+    let silver = open_items(&test).unwrap();
     assert_eq!(silver.position(), Lsn(110));
     assert_eq!(
         read_items(silver.dir()),
@@ -142,7 +134,7 @@ fn a_commit_of_someone_else_is_noticed() {
     let test = TestLake::new();
     let schema = items(Identity::Key(vec![0]));
     let mut silver = started(&test);
-    let mut other = open(&test).unwrap();
+    let mut other = open_items(&test).unwrap();
     other.set_position(Lsn(115)).unwrap();
     silver
         .apply(&batch(&schema, &[insert(120, row(3, "a", "b"))]))
@@ -177,7 +169,7 @@ fn missing_and_damaged_files_are_named() {
         let table = read::open_table(&dir, None).unwrap();
         let name = table.files[0].path.clone();
         damage(&name);
-        let error = open(&test).err().unwrap();
+        let error = open_items(&test).err().unwrap();
         assert!(error.is(&code::LAKE_CORRUPT), "{what}: {error}");
         assert!(
             error.message().contains(name.to_str().unwrap()),
@@ -204,7 +196,7 @@ fn a_damaged_log_or_deletion_vector_is_found() {
             .find(|path| path.to_str().unwrap().ends_with(pick))
             .unwrap();
         fs::write(&found, b"{ not what it was").unwrap();
-        let error = open(&test).err().unwrap();
+        let error = open_items(&test).err().unwrap();
         assert!(error.is(&code::LAKE_CORRUPT), "{pick}: {error:?}");
     }
 }
@@ -215,7 +207,7 @@ fn what_a_crash_leaves_behind_does_not_matter() {
     drop(started(&test));
     let log = test.lake.silver_dir("items").join("_delta_log");
     fs::write(log.join("left-behind.tmp"), b"half a com").unwrap();
-    let silver = open(&test).unwrap();
+    let silver = open_items(&test).unwrap();
     assert_eq!(silver.num_rows(), 2);
     assert!(!log.join("left-behind.tmp").exists());
     // A crash while the table was being created.

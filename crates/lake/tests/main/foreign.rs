@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use alluvium_change::{Error, Identity, Lsn, code};
-use alluvium_lake::{ForeignWriters, LakeSettings, Silver, SilverSettings};
+use alluvium_lake::{ForeignWriters, LakeSettings, Silver};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Row, TestLake, batch, delete, insert, item_rows, items, owner, read_items, row, update,
+    Row, TestLake, batch, delete, insert, item_rows, items, open_items, read_items, row, update,
 };
 
 fn lake(foreign: ForeignWriters) -> TestLake {
@@ -19,20 +19,10 @@ fn lake(foreign: ForeignWriters) -> TestLake {
     })
 }
 
-fn open(test: &TestLake) -> Result<Silver, Error> {
-    let schema = items(Identity::Key(vec![0]));
-    Silver::open(
-        &test.lake,
-        &owner("items"),
-        &schema,
-        SilverSettings::default(),
-    )
-}
-
 /// Rows 1 to 4 in two files, of which 2 is deleted by a vector.
 fn started(test: &TestLake) -> Silver {
     let schema = items(Identity::Key(vec![0]));
-    let mut silver = open(test).unwrap();
+    let mut silver = open_items(test).unwrap();
     silver.begin_copy(Lsn(100)).unwrap();
     let rows = [row(1, "a", "b"), row(2, "a", "b")];
     silver
@@ -151,7 +141,7 @@ fn changed_rows_are_put_back() {
                     silver
                 } else {
                     drop(silver);
-                    let silver = open(&test).unwrap();
+                    let silver = open_items(&test).unwrap();
                     assert_eq!(read_items(&dir), expected(), "{operation}");
                     silver
                 };
@@ -160,7 +150,7 @@ fn changed_rows_are_put_back() {
                 assert_eq!(read_items(&dir), rows, "{operation}");
                 silver.check_index().unwrap();
                 drop(silver);
-                open(&test).unwrap().check_index().unwrap();
+                open_items(&test).unwrap().check_index().unwrap();
             }
         }
     }
@@ -189,7 +179,7 @@ fn the_same_rows_in_other_files_are_kept_or_not() {
         let dir = silver.dir().to_owned();
         optimized(&dir, silver.version() + 1);
         drop(silver);
-        let mut silver = open(&test).unwrap();
+        let mut silver = open_items(&test).unwrap();
         let files: Vec<String> = fs_names(&test);
         let has = files.iter().any(|file| file == "optimized.parquet");
         assert_eq!(has, is_kept, "{files:?}");
@@ -216,7 +206,7 @@ fn an_open_table_follows_by_being_opened_again() {
     let error = apply(&mut silver, 130, &[delete(130, 3)]).unwrap_err();
     assert!(error.is(&code::LAKE_FOREIGN), "{error}");
     drop(silver);
-    let mut silver = open(&test).unwrap();
+    let mut silver = open_items(&test).unwrap();
     assert_eq!(silver.position(), Lsn(120));
     apply(&mut silver, 130, &[delete(130, 3)]).unwrap();
     assert_eq!(read_items(&dir), [row(1, "a", "b"), row(4, "a", "b")]);
@@ -231,7 +221,7 @@ fn what_may_not_be_undone_is_refused() {
     let (operation, what) = row_changes(&dir).swap_remove(0);
     commit(&dir, silver.version() + 1, operation, &what);
     drop(silver);
-    let error = open(&test).err().unwrap();
+    let error = open_items(&test).err().unwrap();
     assert!(error.is(&code::LAKE_FOREIGN), "{error}");
     assert!(error.detail().unwrap().contains("DELETE"), "{error:?}");
 
@@ -244,7 +234,7 @@ fn what_may_not_be_undone_is_refused() {
     commit(&dir, silver.version() + 1, operation, &what);
     fs::remove_file(dir.join(other["path"].as_str().unwrap())).unwrap();
     drop(silver);
-    let error = open(&test).err().unwrap();
+    let error = open_items(&test).err().unwrap();
     assert!(error.is(&code::LAKE_CORRUPT), "{error}");
 
     // Something that readers must know.
@@ -264,6 +254,6 @@ fn what_may_not_be_undone_is_refused() {
         &[json!({"protocol": protocol})],
     );
     drop(silver);
-    let error = open(&test).err().unwrap();
+    let error = open_items(&test).err().unwrap();
     assert!(error.is(&code::LAKE_FOREIGN), "{error}");
 }

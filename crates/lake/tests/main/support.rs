@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use alluvium_change::TableId;
-use alluvium_lake::{IndexSettings, Lake, LakeSettings, Owner, SilverView, read};
+use alluvium_change::{Identity, Result, TableId};
+use alluvium_lake::{
+    IndexSettings, Lake, LakeSettings, Owner, Silver, SilverSettings, SilverView, read,
+};
 use alluvium_testkit::history::item_rows_of;
 pub(crate) use alluvium_testkit::history::{
     Change, Row, batch, delete, insert, item_rows, items, read_files, row, schema, truncate, update,
@@ -59,6 +61,16 @@ pub(crate) fn owner(name: &str) -> Owner {
         table: TableId::new("public", name),
         name: TableId::new("public", name).lake_name(),
     }
+}
+
+/// The silver table of `items`, told apart by their first column.
+pub(crate) fn open_items(test: &TestLake) -> Result<Silver> {
+    Silver::open(
+        &test.lake,
+        &owner("items"),
+        &items(Identity::Key(vec![0])),
+        SilverSettings::default(),
+    )
 }
 
 /// The rows of `items`, sorted.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alluvium_change::{Identity, Op};
+use alluvium_change::{Identity, Op, surroundings::next_random};
 
 use super::{Change, Row};
 
@@ -12,11 +12,7 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        next_random(&mut self.0)
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
