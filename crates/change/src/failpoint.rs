@@ -21,6 +21,8 @@ pub static NAMES: &[&str] = &[
     "copy.before_commit",
     "copy.after_commit",
     "copy.before_finish",
+    "resync.linked",
+    "resync.committed",
     "stream.spilled",
     "stream.committed",
     "stream.replayed",
@@ -79,6 +81,7 @@ pub static MISTAKES: &[&str] = &[
     "clean.too_eager",
     "checkpoint.without_positions",
     "commit.not_synced",
+    "resync.too_early",
 ];
 
 thread_local! {
@@ -87,6 +90,10 @@ thread_local! {
 
 /// Plants one of [`MISTAKES`] in this thread, or takes it away.
 pub fn plant(mistake: Option<&'static str>) {
+    debug_assert!(
+        mistake.is_none_or(|mistake| MISTAKES.contains(&mistake)),
+        "{mistake:?} is not listed"
+    );
     PLANTED.set(mistake);
 }
 
@@ -94,6 +101,5 @@ pub fn plant(mistake: Option<&'static str>) {
 #[inline]
 #[must_use]
 pub fn is_planted(mistake: &str) -> bool {
-    debug_assert!(MISTAKES.contains(&mistake), "{mistake} is not listed");
     cfg!(debug_assertions) && PLANTED.get() == Some(mistake)
 }

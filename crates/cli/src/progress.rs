@@ -22,7 +22,7 @@ pub(crate) async fn follow(board: StatusBoard) {
         tokio::time::sleep(every).await;
         let status = board.read();
         for (name, table) in &status.tables {
-            if table.phase == Phase::Copying {
+            if table.phase == Phase::Copying || table.resyncing {
                 was_copying.insert(name.clone());
                 tracing::info!("copying {name}: {}", describe(table));
             } else if was_copying.remove(name) {

@@ -91,6 +91,11 @@ impl Lake {
         self.inner.root.join("silver").join(name)
     }
 
+    /// Where a silver table is copied afresh, beside the one that stands.
+    pub(crate) fn beside_dir(&self, name: &str) -> PathBuf {
+        self.inner.root.join(".resync").join(name)
+    }
+
     /// The directory of a bronze table.
     #[must_use]
     pub fn bronze_dir(&self, name: &str) -> PathBuf {

@@ -71,7 +71,7 @@ pub(crate) fn table_of(table: &DeltaTable) -> Option<String> {
     table.properties().get(PROPERTY_TABLE).cloned()
 }
 
-fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {
+pub(crate) fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {
     let properties = table.properties();
     let expected = [
         (PROPERTY_SYSTEM, owner.system_identifier.clone()),

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::owner::{Command, CopiedRows, OwnerHandle, Reached, is_of_lake};
 use crate::requests::Pending;
-use crate::status::{ErrorStatus, Phase, StatusBoard};
+use crate::status::{ErrorStatus, Phase, StatusBoard, TableStatus};
 
 /// A table to be copied.
 #[derive(Clone)]
@@ -201,17 +201,14 @@ pub(crate) async fn copy_all(
             }
             Err(error) => {
                 for target in &targets {
-                    fail(&context.board, &target.table.schema.id, &error);
+                    fail(&context.board, target, &error).await?;
                 }
                 return Err(error);
             }
         }
-        let board = context.board.read();
         targets.retain(|target| {
-            let status = board.tables.get(&target.table.schema.id.to_string());
-            status.is_none_or(|s| {
-                matches!(s.phase, Phase::Waiting | Phase::Copying) && s.error.is_none()
-            })
+            let id = target.table.schema.id.to_string();
+            context.board.of_table(&id, TableStatus::is_being_copied) != Some(false)
         });
         for target in &mut targets {
             target.afresh = false;
@@ -433,7 +430,7 @@ async fn work(
             Some(work) if !shared.has_failed(work.target) => {
                 let target = work.target;
                 let read = read_range(&shared, &mut session, &guard, work).await;
-                shared.unless_of_table(target, read)?.flatten()
+                shared.unless_of_table(target, read).await?.flatten()
             }
             _ => None,
         };
@@ -470,7 +467,7 @@ impl Shared {
     }
 
     /// An error that is one table's own stops the copying of that table alone.
-    fn unless_of_table<T>(&self, place: usize, outcome: Result<T>) -> Result<Option<T>> {
+    async fn unless_of_table<T>(&self, place: usize, outcome: Result<T>) -> Result<Option<T>> {
         let error = match outcome {
             Err(error) if is_tables_own(&error) => error,
             outcome => return outcome.map(Some),
@@ -487,7 +484,7 @@ impl Shared {
         if error.is(&code::COPY_AGAIN) {
             tracing::info!(table = %target.table.schema.id, error = %error, "copying later");
         } else {
-            fail(&self.context.board, &target.table.schema.id, &error);
+            fail(&self.context.board, target, &error).await?;
         }
         Ok(None)
     }
@@ -505,19 +502,26 @@ fn is_tables_own(error: &Error) -> bool {
     .any(|code| error.is(code))
 }
 
-fn fail(board: &StatusBoard, table: &TableId, error: &Error) {
+async fn fail(board: &StatusBoard, target: &CopyTarget, error: &Error) -> Result<()> {
+    let table = target.table.id();
+    let error = ErrorStatus::from(error);
+    let is_resyncing = |status: &TableStatus| status.resyncing;
+    if board.of_table(&table.to_string(), is_resyncing) == Some(true) {
+        return target.owner.send(Command::HaltCopy(error)).await;
+    }
     tracing::error!(
         table = %table,
-        code = error.code().id,
-        error = %error,
-        detail = error.detail().unwrap_or(""),
-        hint = error.hint(),
+        code = error.code,
+        error = error.message,
+        detail = error.detail,
+        hint = error.hint,
         "copying of the table stopped, the others go on"
     );
     board.table(&table.to_string(), |status| {
         status.phase = Phase::Stopped;
-        status.error = Some(ErrorStatus::from(error));
+        status.error = Some(error);
     });
+    Ok(())
 }
 
 /// The last rows of a range, read and not handed over.
@@ -571,7 +575,7 @@ async fn read_rows(
 async fn deliver(shared: Arc<Shared>, range: ReadRange) -> Result<()> {
     let target = range.work.target;
     let delivered = deliver_in_turn(&shared, range).await;
-    shared.unless_of_table(target, delivered).map(|_| ())
+    shared.unless_of_table(target, delivered).await.map(|_| ())
 }
 
 async fn deliver_in_turn(shared: &Shared, ReadRange { work, held }: ReadRange) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cut ─► bronze (always) ─► silver (when live)
-//! copied rows ─► bronze, silver
+//! copied rows ─► bronze, silver (a later copy: a table beside it, which takes its place)
 //! bronze ─► silver (catching up: what came while the table was copied, or before a crash)
 //! ```
 //!
@@ -13,15 +13,16 @@ mod ahead;
 mod care;
 mod catch_up;
 mod command;
+mod copying;
+mod failure;
 mod measure;
 mod task;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
-use alluvium_lake::{Bronze, CopyState, ForeignWriters, Lake, Silver, SilverSettings};
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, failpoint};
+use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::Array as _;
 use tokio::sync::{Semaphore, mpsc};
@@ -31,9 +32,12 @@ use care::Care;
 pub(crate) use care::CareShare;
 use catch_up::CatchUp;
 pub(crate) use command::{Command, CopiedRows, CutEnd, Event, OwnerHandle, Reached, Shown};
+use copying::Beside;
+pub(crate) use failure::is_of_lake;
+use failure::open_or_set_aside;
 use measure::Summary;
 
-use crate::status::{ErrorStatus, Phase, StatusBoard, now_micros};
+use crate::status::{Phase, StatusBoard};
 use crate::tables::ShapeStep;
 
 /// What all owners share.
@@ -66,6 +70,12 @@ pub(crate) struct TableOwner {
     catch_up: Option<CatchUp>,
     /// A copied range could not be taken in: none of the same copy is, after it.
     copy_failed: bool,
+    /// The table's new copy, while silver goes on.
+    beside: Option<Beside>,
+    /// The table is to be copied, though its phase does not say so.
+    copy_wanted: bool,
+    /// Every change of the table up to here is in bronze.
+    passed: Lsn,
     care: Care,
     context: OwnerContext,
 }
@@ -110,10 +120,18 @@ impl TableOwner {
             newest_staged_micros: None,
             catch_up: None,
             copy_failed: false,
+            beside: None,
+            copy_wanted: false,
+            passed: Lsn::ZERO,
             care,
             context,
         };
         owner.phase = owner.first_phase();
+        if afresh {
+            owner.give_up_beside()?;
+        } else {
+            owner.find_beside()?;
+        }
         owner.tell_status();
         Ok(owner)
     }
@@ -148,8 +166,30 @@ impl TableOwner {
     /// # Errors
     /// The lake cannot be written.
     pub(crate) fn forget_beyond(&mut self, fork: Lsn) -> Result<()> {
+        if self.position() > fork {
+            self.lose_the_stream("the server has another history")?;
+        }
+        self.begin_beside_again()?;
         if self.bronze.position() > fork {
             self.bronze.start_anew(fork)?;
+        }
+        Ok(())
+    }
+
+    /// Before the owner's task runs, and before a copy: changes were missed. Readers see the rows there
+    /// are until that copy is in their place, and no change comes to them.
+    ///
+    /// # Errors
+    /// The lake cannot be written.
+    pub(crate) fn lose_the_stream(&mut self, why: &str) -> Result<()> {
+        self.begin_beside_again()?;
+        let at = self.position();
+        if let Some(silver) = &mut self.silver
+            && silver.copy_state() == CopyState::Complete
+        {
+            silver.stop(at, why)?;
+            self.broken = true;
+            self.phase = Phase::Stopped;
         }
         Ok(())
     }
@@ -181,6 +221,8 @@ impl TableOwner {
     #[must_use]
     pub(crate) fn needs_copy(&self) -> bool {
         self.phase == Phase::Waiting
+            || self.copy_wanted
+            || self.beside.as_ref().is_some_and(Beside::is_copying)
     }
 
     /// The furthest position the lake has of this table.
@@ -237,7 +279,11 @@ impl TableOwner {
                 events.push(Event::PhaseChanged);
             }
             Command::Copied { rows, reply } => {
+                let wanted = self.copy_wanted;
                 let _ = reply.send(self.copied(rows));
+                if self.copy_wanted && !wanted {
+                    events.push(Event::NeedsCopy(self.table.schema.id.clone()));
+                }
             }
             Command::FinishCopy { reply } => {
                 let _ = reply.send(self.finish_copy());
@@ -254,7 +300,7 @@ impl TableOwner {
                 if let Err(error) = self.reshape(table, &step, ended) {
                     events.extend(self.failed(error));
                 }
-                if self.phase == Phase::Waiting {
+                if self.phase == Phase::Waiting || self.copy_wanted {
                     events.push(Event::NeedsCopy(self.table.schema.id.clone()));
                 }
             }
@@ -264,6 +310,8 @@ impl TableOwner {
                 }
                 events.push(Event::PhaseChanged);
             }
+            Command::HaltCopy(error) => events.push(self.halt_copy(error)),
+            Command::Passed(position) => self.passed = position,
             Command::Restarted => {
                 if let Err(error) = self.restarted() {
                     events.extend(self.failed(error));
@@ -370,37 +418,6 @@ impl TableOwner {
         }
     }
 
-    fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
-        self.catch_up = None;
-        self.bronze.discard_copied();
-        self.table = table;
-        let opened_for_it = self.silver.as_ref().is_some_and(|silver| {
-            !silver.has_staged() && silver.schema().as_ref() == self.table.schema.as_ref()
-        });
-        if !opened_for_it {
-            self.silver = None;
-            self.silver = Some(self.open_silver()?);
-        }
-        let columns = &self.table.schema.columns;
-        if self.bronze.schema().columns != *columns {
-            self.bronze.replace_schema(&self.table.schema)?;
-            self.staged_through = None;
-        }
-        if let Some(silver) = &mut self.silver
-            && silver.schema().columns != *columns
-        {
-            silver.replace_schema(&self.table.schema)?;
-        }
-        self.phase = Phase::Waiting;
-        self.broken = false;
-        self.context
-            .board
-            .table(&self.table.schema.id.to_string(), |status| {
-                status.error = None
-            });
-        Ok(())
-    }
-
     fn open_silver(&self) -> Result<Silver> {
         let settings = self.settings.clone();
         Silver::open(
@@ -411,92 +428,6 @@ impl TableOwner {
         )
     }
 
-    fn begin_copy(&mut self, snapshot: Lsn, afresh: bool) -> Result<CopyState> {
-        self.copy_failed = false;
-        let Some(silver) = &mut self.silver else {
-            return Err(Error::bug("a copy began that was not prepared"));
-        };
-        let resume = !afresh
-            && matches!(silver.copy_state(), CopyState::Copying { .. })
-            && silver.is_copy_of(&self.table.schema);
-        if !resume {
-            if self.bronze.version() > 0 {
-                self.bronze.record_restart(snapshot, now_micros())?;
-                self.bronze.commit_copied()?;
-            }
-            silver.begin_copy(snapshot)?;
-        }
-        self.phase = Phase::Copying;
-        let estimated_rows = self.table.estimated_rows;
-        self.context
-            .board
-            .table(&self.table.schema.id.to_string(), |status| {
-                status.error = None;
-                // A negative estimate means that the table was never analysed.
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "an estimate"
-                )]
-                let estimated_rows = estimated_rows.max(0.0) as u64;
-                status.estimated_rows = estimated_rows;
-                if !resume {
-                    status.copied_rows = 0;
-                    status.copied_bytes = 0;
-                }
-            });
-        Ok(silver.copy_state())
-    }
-
-    /// Takes in rows of the next range. Ranges come in order without waiting for each other: after one
-    /// that failed none is taken.
-    fn copied(&mut self, rows: CopiedRows) -> Result<()> {
-        let copied = self.stage_copied(rows);
-        self.copy_failed |= copied.is_err();
-        copied
-    }
-
-    fn stage_copied(&mut self, rows: CopiedRows) -> Result<()> {
-        let Some(silver) = self
-            .silver
-            .as_mut()
-            .filter(|_| self.phase == Phase::Copying && !self.copy_failed)
-        else {
-            return Err(Error::new(
-                &code::COPY_AGAIN,
-                format!(
-                    "table \"{}\" changed while it was copied",
-                    self.table.schema.id
-                ),
-            ));
-        };
-        failpoint::hit("copy.before_stage");
-        for landing in rows.batches {
-            let (batch, ready) = (&landing.rows, landing.ready);
-            let encoded =
-                self.bronze
-                    .stage_copied_ready(batch, rows.snapshot, now_micros(), ready)?;
-            silver.stage_copied_encoded(batch, rows.snapshot, encoded.as_ref())?;
-        }
-        if let Some(reached) = rows.reached {
-            failpoint::hit("copy.before_commit");
-            self.bronze.commit_copied()?;
-            silver.commit_copied(rows.snapshot, reached.relfilenode, reached.next_page)?;
-            failpoint::hit("copy.after_commit");
-        }
-        Ok(())
-    }
-
-    fn finish_copy(&mut self) -> Result<()> {
-        let Some(silver) = &mut self.silver else {
-            return Err(Error::bug("the copy of a stopped table ended"));
-        };
-        failpoint::hit("copy.before_finish");
-        silver.finish_copy()?;
-        self.phase = Phase::CatchingUp;
-        Ok(())
-    }
-
     fn reshape(&mut self, table: Arc<SourceTable>, step: &ShapeStep, ended: Lsn) -> Result<()> {
         let ShapeStep::AddColumns { fill, recopy } = step else {
             self.table = table;
@@ -505,6 +436,7 @@ impl TableOwner {
         if self.broken {
             return Ok(());
         }
+        self.begin_beside_again()?;
         let mut recopy = *recopy || self.phase == Phase::Copying;
         match self.staged_through.take() {
             None => {}
@@ -540,38 +472,6 @@ impl TableOwner {
         Ok(())
     }
 
-    fn break_at(&mut self, at: Lsn, ended: Lsn, error: &Error) -> Result<()> {
-        if let Some(through) = self
-            .staged_through
-            .take()
-            .filter(|through| *through <= ended)
-        {
-            // Whole transactions from before are kept.
-            self.bronze.commit(through)?;
-            if let (Phase::Live, Some(silver)) = (self.phase, &mut self.silver)
-                && silver.has_staged()
-            {
-                silver.commit(through)?;
-            }
-        }
-        self.broken = true;
-        self.phase = Phase::Stopped;
-        self.catch_up = None;
-        self.bronze.discard_staged();
-        self.staged_through = None;
-        let mut silver = match self.silver.take() {
-            Some(silver) if !silver.has_staged() => silver,
-            staged => {
-                drop(staged);
-                self.open_silver()?
-            }
-        };
-        silver.stop(at, error.message())?;
-        self.silver = Some(silver);
-        self.tell_error(error);
-        Ok(())
-    }
-
     /// Uncommitted parts of a cut are void: the source will send them again.
     fn restarted(&mut self) -> Result<()> {
         self.bronze.discard_changes();
@@ -589,62 +489,10 @@ impl TableOwner {
 
     /// The run ends in order: leaves what makes the next start quick.
     fn close(&mut self) {
-        if let Some(silver) = &mut self.silver {
+        let beside = self.beside.as_mut().map(|beside| &mut beside.silver);
+        for silver in self.silver.iter_mut().chain(beside) {
             silver.save_index();
         }
-    }
-
-    /// Sorts an error: does it stop this table, ask for a new copy, or end the pipeline?
-    fn failed(&mut self, error: Error) -> Vec<Event> {
-        if is_of_lake(&error) {
-            return vec![Event::Fatal(error)];
-        }
-        self.catch_up = None;
-        self.silver = None;
-        if error.is(&code::LAKE_FOREIGN) && self.opens_after_foreign() {
-            return vec![Event::PhaseChanged];
-        }
-        if error.is(&code::COPY_AGAIN) {
-            tracing::warn!(table = %self.table.schema.id, error = %error, "copying the table again");
-            self.phase = Phase::Waiting;
-            return vec![Event::NeedsCopy(self.table.schema.id.clone())];
-        }
-        self.phase = Phase::Stopped;
-        self.tell_error(&error);
-        vec![Event::PhaseChanged]
-    }
-
-    /// Another program wrote to silver, whose rows are in other files now, or as they were again. All that
-    /// was staged is in bronze.
-    fn opens_after_foreign(&mut self) -> bool {
-        if self.context.lake.settings().foreign == ForeignWriters::Refuse {
-            return false;
-        }
-        match self.open_silver() {
-            Ok(silver) if matches!(silver.copy_state(), CopyState::Complete) => {
-                self.silver = Some(silver);
-                self.phase = Phase::CatchingUp;
-                true
-            }
-            // Its copy begins again, or what went wrong is told.
-            _ => false,
-        }
-    }
-
-    fn tell_error(&self, error: &Error) {
-        tracing::error!(
-            table = %self.table.schema.id,
-            code = error.code().id,
-            error = %error,
-            detail = error.detail().unwrap_or(""),
-            hint = error.hint(),
-            "table stopped, the others go on"
-        );
-        self.context
-            .board
-            .table(&self.table.schema.id.to_string(), |status| {
-                status.error = Some(ErrorStatus::from(error));
-            });
     }
 
     fn tell_status(&self) {
@@ -653,6 +501,7 @@ impl TableOwner {
             .table(&self.table.schema.id.to_string(), |status| {
                 measure::note_phase(status, self.phase);
                 status.lake_name.clone_from(&self.identity.name);
+                status.resyncing = self.beside.is_some();
                 status.identity = crate::tables::describe_identity(&self.table.schema);
                 status.bronze_position = self.bronze.position();
                 status.bronze_files = self.bronze.num_files() as u64;
@@ -666,33 +515,6 @@ impl TableOwner {
                     status.index_disk_bytes = silver.index_disk_bytes();
                 }
             });
-    }
-}
-
-/// Whether the lake as a whole fails, not one table: a full disk, lost rights.
-pub(crate) fn is_of_lake(error: &Error) -> bool {
-    [&code::LAKE_IO, &code::LAKE_FULL, &code::LAKE_READ_ONLY]
-        .into_iter()
-        .any(|c| error.is(c))
-}
-
-/// Opens a table that will be copied afresh: a damaged one is moved out of the way.
-fn open_or_set_aside<T>(open: impl Fn() -> Result<T>, dir: &Path) -> Result<T> {
-    match open() {
-        Err(error) if error.is(&code::LAKE_CORRUPT) || error.is(&code::LAKE_FOREIGN) => {
-            let aside = dir.with_file_name(format!(
-                "~damaged-{}-{}",
-                now_micros(),
-                dir.file_name().unwrap_or_default().to_string_lossy()
-            ));
-            tracing::warn!(error = %error, aside = %aside.display(), "damaged table set aside");
-            std::fs::rename(dir, &aside).map_err(|io| {
-                Error::new(&code::LAKE_IO, format!("cannot move \"{}\"", dir.display()))
-                    .with_detail(io.to_string())
-            })?;
-            open()
-        }
-        opened => opened,
     }
 }
 

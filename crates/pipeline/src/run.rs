@@ -221,7 +221,7 @@ impl Pipeline {
         let stopped = status
             .tables
             .iter()
-            .filter(|(_, table)| table.phase == Phase::Stopped);
+            .filter(|(_, table)| table.phase == Phase::Stopped || table.error.is_some());
         RunReport {
             position: self.stream.flushed(),
             tables: status.tables.len(),

@@ -65,6 +65,10 @@ pub struct TableStatus {
     /// Every transaction up to here is in silver.
     pub silver_position: Lsn,
     pub bronze_position: Lsn,
+    /// It is copied afresh beside the rows that readers see, and which follow the source meanwhile unless
+    /// the phase says that they do not.
+    pub resyncing: bool,
+    /// Of the copy under way, or the last one.
     pub copied_rows: u64,
     pub copied_bytes: u64,
     pub copied_rows_per_sec: u64,
@@ -97,6 +101,21 @@ pub struct TableStatus {
     /// Commands that wait for the table's owner.
     pub queued_commands: u64,
     pub error: Option<ErrorStatus>,
+}
+
+impl TableStatus {
+    /// Whether its copy has not come to an end.
+    #[must_use]
+    pub(crate) fn is_being_copied(&self) -> bool {
+        let by_phase = matches!(self.phase, Phase::Waiting | Phase::Copying);
+        (by_phase || self.resyncing) && self.error.is_none()
+    }
+
+    /// Whether nothing more comes of it by itself.
+    #[must_use]
+    pub(crate) fn is_level(&self) -> bool {
+        matches!(self.phase, Phase::Live | Phase::Stopped) && !self.resyncing
+    }
 }
 
 /// What holds memory: how much, and how much it may.
@@ -286,6 +305,16 @@ impl StatusBoard {
     /// Changes one table's status.
     pub fn table(&self, table: &str, change: impl FnOnce(&mut TableStatus)) {
         self.update(|status| change(status.tables.entry(table.to_owned()).or_default()));
+    }
+
+    /// What `look` finds in one table's status, where there is one.
+    pub(crate) fn of_table<T>(
+        &self,
+        table: &str,
+        look: impl FnOnce(&TableStatus) -> T,
+    ) -> Option<T> {
+        let status = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        status.tables.get(table).map(look)
     }
 
     /// Whether `is` holds of every table.

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use alluvium_change::Result;
 use alluvium_pipeline::status::report::{Report, TableReport};
-use alluvium_pipeline::status::{self, MemoryStatus, Part, Phase, PipelineStatus, now_micros};
+use alluvium_pipeline::status::{
+    self, MemoryStatus, Part, Phase, PipelineStatus, TableStatus, now_micros,
+};
 use alluvium_pipeline::{LakeLock, project};
 
 use super::STOPPED_TABLES;
@@ -51,7 +53,7 @@ impl fmt::Display for Shown {
         for TableReport { table, status, .. } in &self.report.tables {
             grid.push(vec![
                 table.clone(),
-                phase(status.phase).to_owned(),
+                phase(status),
                 print::count(status.silver_rows),
                 status.silver_version.to_string(),
                 status.silver_position.to_string(),
@@ -191,14 +193,16 @@ fn memory(memory: &MemoryStatus) -> String {
     )
 }
 
-fn phase(phase: Phase) -> &'static str {
-    match phase {
+fn phase(status: &TableStatus) -> String {
+    let phase = match status.phase {
         Phase::Waiting => "waiting",
         Phase::Copying => "copying",
         Phase::CatchingUp => "catching up",
         Phase::Live => "live",
         Phase::Stopped => "STOPPED",
-    }
+    };
+    let beside = if status.resyncing { ", resyncing" } else { "" };
+    format!("{phase}{beside}")
 }
 
 /// Prints the status. Exit code 3 when a table is stopped.

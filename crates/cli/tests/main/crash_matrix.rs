@@ -191,6 +191,9 @@ fn crash(setup: &Setup, case: Case) {
         setup.catch_up();
     }
     change(pg, 2, prepared);
+    if case.point.starts_with("resync.") {
+        setup.alluvium(&["resync", "--all"]).success().unwrap();
+    }
     // Delta checkpoints come every few commits.
     let now_and_then = case.point.starts_with("checkpoint.") && crashed;
     crash(!of_copy && !now_and_then);

@@ -19,6 +19,7 @@ mod http;
 mod life;
 mod many_tables;
 mod rebuild;
+mod resync;
 mod settings;
 mod setup;
 mod streamed;

@@ -11,10 +11,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-use uuid::Uuid;
+use std::time::{Duration, SystemTime};
 
 use alluvium_change::{Error, Result, code, surroundings};
+use uuid::Uuid;
 
 use disk::{DiskOp, perform};
 pub(crate) use whole::{TEMPORARY_SUFFIX, WholeFile};
@@ -136,6 +136,53 @@ pub(crate) fn link_new(from: &Path, to: &Path) -> Result<Link> {
     };
     discard(from);
     outcome
+}
+
+/// Gives the file `from` the name `to`, too. It counts as written just now.
+pub(crate) fn link_also(from: &Path, to: &Path) -> Result<()> {
+    let linked = perform(DiskOp::Link(from, to), || {
+        File::options()
+            .write(true)
+            .open(from)?
+            .set_modified(SystemTime::UNIX_EPOCH + now())?;
+        fs::hard_link(from, to)
+    });
+    match linked {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && same_file(from, to) => Ok(()),
+        linked => linked.map_err(|e| io_error("link", to, e)),
+    }
+}
+
+/// Since 1970.
+fn now() -> Duration {
+    Duration::from_millis(u64::try_from(surroundings::now_ms()).unwrap_or_default())
+}
+
+/// Removes a table: its log from the newest version on, so that what a crash leaves is an earlier state
+/// of it, and then all else.
+pub(crate) fn remove_table(dir: &Path, fsync: bool) -> Result<()> {
+    for part in [dir.join("_delta_log"), dir.to_owned()] {
+        let mut names = match fs::read_dir(&part) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries
+                .and_then(|entries| {
+                    entries
+                        .map(|entry| entry.map(|entry| entry.path()))
+                        .collect::<io::Result<Vec<_>>>()
+                })
+                .map_err(|e| io_error("read", &part, e))?,
+        };
+        names.sort_unstable();
+        for path in names.iter().rev().filter(|path| !path.is_dir()) {
+            remove(path)?;
+        }
+        if fsync {
+            sync_dir(&part)?;
+        }
+    }
+    // What is left is empty, and in nobody's way.
+    let _ = fs::remove_dir(dir.join("_delta_log")).and_then(|()| fs::remove_dir(dir));
+    Ok(())
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {

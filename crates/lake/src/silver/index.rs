@@ -18,7 +18,7 @@ use crate::key_index::{
 };
 use crate::log::DeltaTable;
 use crate::write::{open_file, read_rows};
-use crate::{IndexSettings, Lake, Owner};
+use crate::{IndexSettings, Lake};
 
 const INDEX_BATCH_ROWS: usize = 32_768;
 /// Files and rows of each whose keys are compared with an index that was read back.
@@ -41,16 +41,24 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn new(lake: &Lake, owner: &Owner) -> Self {
+    pub(super) fn new(lake: &Lake, name: &str) -> Self {
         let settings = lake.settings().index.clone();
-        let home = settings.dir.as_ref().map(|dir| {
-            let dir = dir.join(&owner.name);
-            Home::new(dir, lake.settings().fsync)
-        });
+        let home = settings
+            .dir
+            .as_ref()
+            .map(|dir| Home::new(dir.join(name), lake.settings().fsync));
         Self {
             settings,
             budget: Arc::clone(lake.index_budget()),
             home,
+        }
+    }
+
+    /// Saves indexes from now on where those of the table `name` are.
+    pub(super) fn move_to(&self, name: &str) -> Result<()> {
+        match (&self.home, &self.settings.dir) {
+            (Some(home), Some(dir)) => home.move_to(&dir.join(name)),
+            _ => Ok(()),
         }
     }
 

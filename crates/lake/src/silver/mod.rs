@@ -17,6 +17,7 @@
 //! means none.
 
 mod apply;
+mod beside;
 mod compact;
 mod copy;
 mod evolve;

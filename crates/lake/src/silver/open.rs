@@ -19,6 +19,14 @@ use crate::{Lake, MetadataColumn, Owner, SilverSettings};
 
 const PROPERTY_METADATA: &str = "alluvium.metadata_columns";
 
+/// Where a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Standing,
+    /// Copied afresh, to be put in the place of the one that stands.
+    Beside,
+}
+
 impl Silver {
     /// Opens the owner's silver table, creating it when absent, and reads back or rebuilds the key index.
     ///
@@ -35,7 +43,25 @@ impl Silver {
         schema: &Arc<TableSchema>,
         settings: SilverSettings,
     ) -> Result<Self> {
-        let dir = lake.silver_dir(&owner.name);
+        let place = Place::Standing;
+        let mut silver = Self::open_unread(lake, owner, schema, settings, place)?;
+        silver.read_files()?;
+        Ok(silver)
+    }
+
+    /// As [`Self::open`], in one of the places where the table may be, without its files: to be read or
+    /// replaced.
+    pub(super) fn open_unread(
+        lake: &Lake,
+        owner: &Owner,
+        schema: &Arc<TableSchema>,
+        settings: SilverSettings,
+        place: Place,
+    ) -> Result<Self> {
+        let dir = match place {
+            Place::Standing => lake.silver_dir(&owner.name),
+            Place::Beside => lake.beside_dir(&owner.name),
+        };
         let wanted = table_columns(schema, &settings.metadata_columns);
         let properties = [
             ("delta.enableDeletionVectors", "true".to_owned()),
@@ -55,9 +81,11 @@ impl Silver {
             .map(|field| field.as_ref().clone())
             .collect();
         let HeldSchema { schema, usable } = held_schema(&held, schema);
-        let existed = txns.is_some();
-        let places = Places::new(lake, owner);
-        let mut silver = Self {
+        let places = match place {
+            Place::Standing => Places::new(lake, &owner.name),
+            Place::Beside => Places::new(lake, &format!("~resync-{}", owner.name)),
+        };
+        Ok(Self {
             index: places.new_index(&schema),
             places,
             index_read_back: false,
@@ -80,13 +108,14 @@ impl Silver {
             ticket: super::compact::ticket(),
             compacting: None,
             committing: false,
-        };
-        if existed {
-            let saved = silver.saved_index();
-            silver.load_files(saved.as_ref().map(|(_, manifest)| manifest))?;
-            silver.open_index(saved)?;
-        }
-        Ok(silver)
+        })
+    }
+
+    /// After [`Self::open_unread`]: reads which files there are, and reads back or rebuilds the key index.
+    pub(super) fn read_files(&mut self) -> Result<()> {
+        let saved = self.saved_index();
+        self.load_files(saved.as_ref().map(|(_, manifest)| manifest))?;
+        self.open_index(saved)
     }
 
     /// Numbers the files as the saved index does, those it does not know with new numbers.

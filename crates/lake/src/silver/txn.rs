@@ -111,16 +111,26 @@ impl Positions {
         vec![(self.id("stopped"), at.as_txn_version())]
     }
 
-    /// Everything forgotten.
-    pub(super) fn reset(&self) -> Txns {
-        let own = format!("{}/", self.app_id);
+    /// Those of this table that say anything.
+    fn own(&self) -> impl Iterator<Item = (&String, i64)> {
+        let below = format!("{}/", self.app_id);
         self.txns
             .iter()
-            .filter(|(id, version)| {
-                **version != NONE && (**id == self.app_id || id.starts_with(&own))
-            })
-            .map(|(id, _)| (id.clone(), NONE))
-            .collect()
+            .filter(move |(id, _)| **id == self.app_id || id.starts_with(&below))
+            .map(|(id, version)| (id, *version))
+            .filter(|(_, version)| *version != NONE)
+    }
+
+    /// Everything forgotten.
+    pub(super) fn reset(&self) -> Txns {
+        self.own().map(|(id, _)| (id.clone(), NONE)).collect()
+    }
+
+    /// All that `other` has, and nothing else.
+    pub(super) fn become_those_of(&self, other: &Self) -> Txns {
+        let mut txns: BTreeMap<String, i64> = self.reset().into_iter().collect();
+        txns.extend(other.own().map(|(id, version)| (id.clone(), version)));
+        txns.into_iter().collect()
     }
 
     /// A copy of the table `source` begun under `snapshot`, all before forgotten.

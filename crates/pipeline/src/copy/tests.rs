@@ -79,9 +79,9 @@ async fn handed_over(queue: &mut Receiver<Command>) -> (usize, oneshot::Sender<R
     }
 }
 
-fn give_up(shared: &Shared) {
+async fn give_up(shared: &Shared) {
     let refused: Result<()> = Err(Error::new(&code::VALUE, "a value of a later range"));
-    assert!(shared.unless_of_table(0, refused).unwrap().is_none());
+    assert!(shared.unless_of_table(0, refused).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_table_given_up_while_a_range_is_read_gets_no_more_of_its_rows() {
     let own = Arc::clone(&shared);
     let reading = tokio::spawn(async move { read_rows(&own, reader(3), range(0)).await });
     let (_, reply) = handed_over(&mut queue).await;
-    give_up(&shared);
+    give_up(&shared).await;
     reply.send(Ok(())).unwrap();
     let read = comes("the range is left", reading).await.unwrap().unwrap();
     assert!(read.is_none() && queue.try_recv().is_err());
@@ -134,7 +134,7 @@ async fn a_range_handed_over_after_its_table_was_given_up_lets_no_other_wait() {
     let full: Vec<_> = std::iter::from_fn(|| owner.try_reserve()).collect();
     let delivering = tokio::spawn(deliver(Arc::clone(&shared), rows(0)));
     tokio::task::yield_now().await;
-    give_up(&shared);
+    give_up(&shared).await;
     drop(full);
     let (_, reply) = handed_over(&mut queue).await;
     reply.send(Ok(())).unwrap();

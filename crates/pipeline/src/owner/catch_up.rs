@@ -1,9 +1,9 @@
 //! Bringing silver forward from bronze: what came while the table was copied, or before a crash.
 
-use alluvium_change::{Lsn, Result};
-use alluvium_lake::{ChangeReader, Silver};
+use alluvium_change::{ChangeBatch, Lsn, Result, failpoint};
+use alluvium_lake::{Bronze, ChangeReader, CopyState, Silver};
 
-use super::{TableOwner, measure};
+use super::{Beside, TableOwner, measure};
 use crate::status::Phase;
 
 /// Rows read from bronze in one step of catching up.
@@ -37,7 +37,32 @@ impl TableOwner {
 
     /// Whether [`Self::catch_up`] gets on before another command comes.
     pub(super) fn can_catch_up(&self) -> bool {
+        self.silver_can_catch_up() || self.beside_can_catch_up()
+    }
+
+    fn silver_can_catch_up(&self) -> bool {
         self.phase == Phase::CatchingUp && (!self.is_level() || self.staged_through.is_none())
+    }
+
+    /// The copy beside has all that bronze committed.
+    fn beside_is_level(&self) -> bool {
+        self.beside.as_ref().is_some_and(|beside| {
+            beside.silver.copy_state() == CopyState::Complete
+                && beside.catch_up.is_none()
+                && (beside.silver.position() >= self.bronze.position()
+                    || failpoint::is_planted("resync.too_early"))
+        })
+    }
+
+    fn beside_can_catch_up(&self) -> bool {
+        let Some(Beside { silver, .. }) = &self.beside else {
+            return false;
+        };
+        if self.beside_is_level() {
+            let settles = silver.is_settled() || self.passed >= silver.settles_at();
+            return settles && self.staged_through.is_none();
+        }
+        silver.copy_state() == CopyState::Complete
     }
 
     /// Before a cut or a part of one is taken in. Answers whether the cut is all that silver lacks when
@@ -50,7 +75,7 @@ impl TableOwner {
     /// Merges all that bronze has. After a cut that was all that silver lacked, so that a table goes
     /// live though the next cut is there already.
     pub(super) fn catch_up_wholly(&mut self) -> Result<()> {
-        while self.can_catch_up() {
+        while self.silver_can_catch_up() {
             self.catch_up()?;
         }
         Ok(())
@@ -59,49 +84,78 @@ impl TableOwner {
     /// Merges the next rows of bronze into silver; the table is live when none are left.
     pub(super) fn catch_up(&mut self) -> Result<()> {
         self.go_live_if_level();
-        if !self.can_catch_up() {
+        if !self.silver_can_catch_up() {
             return Ok(());
         }
         let Some(silver) = &mut self.silver else {
             return Ok(());
         };
-        let catch_up = match &mut self.catch_up {
-            Some(catch_up) => catch_up,
-            None => self.catch_up.insert(CatchUp {
-                reader: self
-                    .bronze
-                    .changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
-                through: self.bronze.position(),
-                open_transaction: None,
-            }),
-        };
-        let Some(batch) = catch_up.reader.next().transpose()? else {
-            if let Some(position) = catch_up.open_transaction {
-                silver.commit(position)?;
-            }
-            // What bronze has beyond that was not for silver: rows that a newer copy had already.
-            if silver.position() < catch_up.through {
-                silver.set_position(catch_up.through)?;
-            }
-            self.catch_up = None;
-            return Ok(());
-        };
-        let first = batch.commit_lsn.first().copied();
-        if let Some(open) = catch_up.open_transaction
-            && first != Some(open)
-        {
-            silver.commit(open)?;
+        let ended = merge_next(silver, &mut self.catch_up, &self.bronze)?;
+        if let Some(merged) = ended {
+            measure::note_caught_up(&self.context.board, &merged);
         }
-        let whole = batch.rows_before_last_transaction();
-        if whole > 0 {
-            let ended = batch.slice(0, whole);
-            silver.apply(&ended)?;
-            silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
-            measure::note_caught_up(&self.context.board, &ended);
-        }
-        let rest = batch.slice(whole, batch.num_rows() - whole);
-        silver.apply(&rest)?;
-        catch_up.open_transaction = rest.commit_lsn.last().copied();
         Ok(())
     }
+
+    /// The same for the copy beside, which is silver when none are left.
+    pub(super) fn catch_up_beside(&mut self) -> Result<()> {
+        if !self.beside_can_catch_up() {
+            return Ok(());
+        }
+        let is_level = self.beside_is_level();
+        let Some(Beside { silver, catch_up }) = &mut self.beside else {
+            return Ok(());
+        };
+        if !is_level {
+            return merge_next(silver, catch_up, &self.bronze).map(|_| ());
+        }
+        if !silver.is_settled() {
+            silver.set_position(self.passed)?;
+        }
+        self.swap()
+    }
+}
+
+/// Merges the next rows of bronze into `silver`; `catch_up` is none when none are left. Answers those of
+/// whole transactions.
+fn merge_next(
+    silver: &mut Silver,
+    state: &mut Option<CatchUp>,
+    bronze: &Bronze,
+) -> Result<Option<ChangeBatch>> {
+    let catch_up = match state {
+        Some(catch_up) => catch_up,
+        None => state.insert(CatchUp {
+            reader: bronze.changes_after(silver.position(), CATCH_UP_BATCH_ROWS)?,
+            through: bronze.position(),
+            open_transaction: None,
+        }),
+    };
+    let Some(batch) = catch_up.reader.next().transpose()? else {
+        if let Some(position) = catch_up.open_transaction {
+            silver.commit(position)?;
+        }
+        // What bronze has beyond that was not for silver: rows that a newer copy had already.
+        if silver.position() < catch_up.through {
+            silver.set_position(catch_up.through)?;
+        }
+        *state = None;
+        return Ok(None);
+    };
+    let first = batch.commit_lsn.first().copied();
+    if let Some(open) = catch_up.open_transaction
+        && first != Some(open)
+    {
+        silver.commit(open)?;
+    }
+    let whole = batch.rows_before_last_transaction();
+    let ended = batch.slice(0, whole);
+    if whole > 0 {
+        silver.apply(&ended)?;
+        silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
+    }
+    let rest = batch.slice(whole, batch.num_rows() - whole);
+    silver.apply(&rest)?;
+    catch_up.open_transaction = rest.commit_lsn.last().copied();
+    Ok((whole > 0).then_some(ended))
 }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::ahead::Landing;
 use crate::acknowledge::CutId;
 use crate::requests::PendingCare;
+use crate::status::ErrorStatus;
 use crate::tables::ShapeStep;
 
 /// Commands that may wait for an owner.
@@ -88,6 +89,10 @@ pub(crate) enum Command {
         ended: Lsn,
         error: Error,
     },
+    /// The copy taken beside the table cannot go on.
+    HaltCopy(ErrorStatus),
+    /// Every change up to here is in bronze; told while a copy waits for it.
+    Passed(Lsn),
     /// The stream starts again: parts of a cut that never ended are void.
     Restarted,
 }

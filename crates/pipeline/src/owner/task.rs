@@ -24,11 +24,14 @@ impl TableOwner {
         let mut events = match task {
             Task::Command(command) => self.perform(*command),
             Task::CatchUp => {
-                let events = match self.catch_up() {
+                let mut events = match self.catch_up() {
                     Ok(()) if self.phase == Phase::Live => vec![Event::PhaseChanged],
                     Ok(()) => Vec::new(),
                     Err(error) => self.failed(error),
                 };
+                if let Err(error) = self.catch_up_beside() {
+                    events.extend(self.beside_failed(error));
+                }
                 self.tell_status();
                 events
             }

@@ -73,6 +73,11 @@ pub(super) async fn prepare(
     let slot = usable_slot(&pipeline, &client, slot, gaps_known).await?;
     let at_server = (slot.as_ref(), &system);
     check_history(&pipeline, &mut owners, &mut connection, at_server, &resync).await?;
+    if slot.is_none() {
+        for owner in &mut owners {
+            owner.lose_the_stream("the replication slot is a new one")?;
+        }
+    }
     take_owners(&mut pipeline, owners, &resync)?;
     let created = match &slot {
         Some(_) => None,

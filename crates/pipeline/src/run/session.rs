@@ -17,7 +17,7 @@ use crate::copy::CopyTarget;
 use crate::owner::{Command, Event, TableOwner, is_of_lake};
 use crate::project::assign_names;
 use crate::requests;
-use crate::status::Phase;
+use crate::status::TableStatus;
 use crate::stream::Need;
 use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
 
@@ -86,6 +86,7 @@ impl Pipeline {
                 _ = housekeeping.tick() => {
                     self.report_status();
                     self.heed_requests().await?;
+                    self.tell_passed();
                     if behind && self.stream.is_settled() {
                         self.stream.tell_server(connection, true).await?;
                     }
@@ -110,8 +111,7 @@ impl Pipeline {
         {
             return false;
         }
-        self.board
-            .all_tables(|table| matches!(table.phase, Phase::Live | Phase::Stopped))
+        self.board.all_tables(TableStatus::is_level)
     }
 
     fn heed(&mut self, event: Event) -> Result<()> {
@@ -346,6 +346,19 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// Tells owners whose tables are copied beside up to where all is in bronze.
+    fn tell_passed(&self) {
+        let flushed = self.stream.flushed();
+        for (id, owner) in &self.stream.owners {
+            let is_resyncing = |status: &TableStatus| status.resyncing;
+            if self.board.of_table(&id.to_string(), is_resyncing) == Some(true)
+                && let Some(room) = owner.try_reserve()
+            {
+                let _ = room.send(Command::Passed(flushed));
+            }
+        }
     }
 
     async fn heed_requests(&mut self) -> Result<()> {

@@ -6,15 +6,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use alluvium_change::{Error, Result, code};
 
 use crate::fs as durable;
 
-/// A table's index directory.
+/// A table's index directory. Clones of it move together.
 #[derive(Debug, Clone)]
 pub(crate) struct Home {
-    dir: PathBuf,
+    dir: Arc<RwLock<PathBuf>>,
     fsync: bool,
     #[cfg(test)]
     pub(super) power: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
@@ -23,15 +24,33 @@ pub(crate) struct Home {
 impl Home {
     pub(crate) fn new(dir: PathBuf, fsync: bool) -> Self {
         Self {
-            dir,
+            dir: Arc::new(RwLock::new(dir)),
             fsync,
             #[cfg(test)]
             power: None,
         }
     }
 
+    /// Where it is, as long as the guard is held.
+    fn dir(&self) -> RwLockReadGuard<'_, PathBuf> {
+        self.dir.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.dir().join(name)
+    }
+
+    /// Becomes the directory `to`, in the place of what is there.
+    pub(crate) fn move_to(&self, to: &Path) -> Result<()> {
+        let mut dir = self.dir.write().unwrap_or_else(PoisonError::into_inner);
+        if dir.is_dir() {
+            Self::new(to.to_owned(), self.fsync).wipe()?;
+            fs::create_dir_all(to)
+                .and_then(|()| fs::rename(dir.as_path(), to))
+                .map_err(|e| durable::io_error("rename to", to, e))?;
+        }
+        to.clone_into(&mut dir);
+        Ok(())
     }
 
     /// One write more. Under test, the one at which the power goes, and all after it, fail.
@@ -46,8 +65,9 @@ impl Home {
     }
 
     pub(super) fn create(&self, name: &str) -> Result<File> {
-        durable::create_dir(&self.dir, false)?;
-        let path = self.path(name);
+        let dir = self.dir();
+        durable::create_dir(&dir, false)?;
+        let path = dir.join(name);
         self.step()?;
         File::options()
             .read(true)
@@ -80,20 +100,21 @@ impl Home {
     pub(super) fn sync_dir(&self) -> Result<()> {
         self.step()?;
         if self.fsync {
-            durable::sync_dir(&self.dir)?;
+            durable::sync_dir(&self.dir())?;
         }
         Ok(())
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
         self.step()?;
-        let to = self.path(to);
-        fs::rename(self.path(from), &to).map_err(|e| durable::io_error("rename to", &to, e))
+        let dir = self.dir();
+        let to = dir.join(to);
+        fs::rename(dir.join(from), &to).map_err(|e| durable::io_error("rename to", &to, e))
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         self.step()?;
-        let path = self.path(name);
+        let path = self.dir().join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(durable::io_error("remove", &path, e))
@@ -104,13 +125,14 @@ impl Home {
 
     /// Removes all files but those named.
     pub(super) fn keep_only(&self, names: &[&str]) -> Result<()> {
-        let entries = match fs::read_dir(&self.dir) {
+        let dir = self.dir().clone();
+        let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(durable::io_error("read", &self.dir, e)),
+            Err(e) => return Err(durable::io_error("read", &dir, e)),
         };
         for entry in entries {
-            let entry = entry.map_err(|e| durable::io_error("read", &self.dir, e))?;
+            let entry = entry.map_err(|e| durable::io_error("read", &dir, e))?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if !names.contains(&name.as_ref()) {

@@ -96,7 +96,7 @@ fn entries(block: &[u8], width: KeyWidth, count: usize) -> impl Iterator<Item = 
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(super) name: String,
-    pub(super) path: PathBuf,
+    pub(super) home: Home,
     pub(super) file: File,
     pub(super) width: KeyWidth,
     pub(super) entries: u64,
@@ -159,10 +159,14 @@ impl Run {
             checksum,
             bytes,
             file,
-            path,
+            home: home.clone(),
             width,
             synced: AtomicBool::new(true),
         })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.home.path(&self.name)
     }
 
     /// Makes it survive a power cut, but for its directory's entry.
@@ -189,9 +193,9 @@ impl Run {
         let at = (self.fences.len() * (BLOCK_BYTES + 8)) as u64;
         self.file
             .read_exact_at(&mut bytes, at)
-            .map_err(|e| io_error("read", &self.path, e))?;
+            .map_err(|e| io_error("read", &self.path(), e))?;
         Filter::from_words(le_words(&bytes))
-            .ok_or_else(|| damaged(&self.path, "its filter has no blocks"))
+            .ok_or_else(|| damaged(&self.path(), "its filter has no blocks"))
     }
 
     /// Reads blocks into `bytes` and checks them.
@@ -199,12 +203,12 @@ impl Run {
         bytes.resize(to.saturating_sub(from) * BLOCK_BYTES, 0);
         self.file
             .read_exact_at(bytes, (from * BLOCK_BYTES) as u64)
-            .map_err(|e| damaged(&self.path, e.to_string()))?;
+            .map_err(|e| damaged(&self.path(), e.to_string()))?;
         for (at, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
             let (body, own) = block.split_at(BLOCK_BYTES - CHECKSUM_BYTES);
             if xxh3_64_with_seed(body, (from + at) as u64) != le_u64(own) {
                 return Err(damaged(
-                    &self.path,
+                    &self.path(),
                     format!("block {} is damaged", from + at),
                 ));
             }

@@ -137,7 +137,7 @@ impl<'a> RunFile<'a> {
         self.home
             .write(&self.file, &self.name, &tail, blocks_bytes)?;
         Ok(Run {
-            path: self.home.path(&self.name),
+            home: self.home.clone(),
             name: self.name,
             file: self.file,
             width: self.width,

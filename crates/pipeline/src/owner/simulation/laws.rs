@@ -86,10 +86,16 @@ impl Laws {
             let before = self.seen.last().map(|seen| seen.state.clone());
             let before = before.unwrap_or_default();
             let was = self.lsn(&before, "");
+            let was_exact = self.exact_position(&before).is_some();
             let state = self.log.next(before, version)?;
             let is = self.lsn(&state, "");
             if is.is_some() && is < was {
                 return Err(format!("version {version} is at {is:?}, after {was:?}"));
+            }
+            if was_exact && self.exact_position(&state).is_none() {
+                return Err(format!(
+                    "version {version} is that of no moment, after {was:?}"
+                ));
             }
             if let Some(position) = self.exact_position(&state) {
                 let what = format!("version {version} at {position}");

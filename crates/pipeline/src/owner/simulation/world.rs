@@ -62,12 +62,12 @@ struct Process {
 pub(super) struct World {
     root: PathBuf,
     pub(super) disk: Arc<SimDisk>,
-    pub(super) settings: LakeSettings,
+    settings: LakeSettings,
     identity: alluvium_lake::Owner,
     table: Arc<SourceTable>,
     random: Random,
     source: Source,
-    pub(super) log: Vec<Transaction>,
+    log: Vec<Transaction>,
     process: Option<Process>,
     /// What the source was told: it need not send it again.
     told: Lsn,
@@ -168,10 +168,6 @@ impl World {
         }
     }
 
-    fn now_ms() -> i64 {
-        surroundings::now_ms()
-    }
-
     /// What the program does at its start. Where the disk fails, it starts again.
     fn start(&mut self) -> Law {
         loop {
@@ -252,7 +248,7 @@ impl World {
             Step::Write(changes) => self.write(changes),
             Step::Pass { seconds } => {
                 surroundings::advance(Duration::from_secs(seconds));
-                self.disk.set_now(Self::now_ms());
+                self.disk.set_now(surroundings::now_ms());
                 self.due()?;
             }
             Step::Fault { after, fault } => self.disk.plan(after, fault),
@@ -265,7 +261,10 @@ impl World {
                 }
                 self.end_process()?;
             }
-            Step::Acknowledge => self.acknowledge(),
+            Step::Acknowledge => {
+                self.acknowledge();
+                self.command(Command::Passed(self.passed()))?;
+            }
             Step::Deliver {
                 transactions,
                 parts,
@@ -287,14 +286,14 @@ impl World {
             Step::Resync => self.resync()?,
             Step::RunJob(nth) => {
                 self.run_job(nth);
-                self.laws.check_files(Self::now_ms())?;
+                self.laws.check_files(surroundings::now_ms())?;
             }
             Step::FinishJob(nth) => self.finish_job(nth)?,
             Step::View => self.view()?,
             Step::Read(nth) => {
                 let log = &self.log;
                 self.laws
-                    .read_old(nth, Self::now_ms(), |lsn| rows_at(log, lsn))?;
+                    .read_old(nth, surroundings::now_ms(), |lsn| rows_at(log, lsn))?;
             }
         }
         if self.disk.is_off() {
@@ -402,6 +401,14 @@ impl World {
         }
     }
 
+    /// Up to where all is in bronze: the source tells how far it is when it has nothing more to send.
+    fn passed(&self) -> Lsn {
+        match self.log.last() {
+            Some(last) if last.lsn <= self.told.0 => Lsn(self.source.lsn + 1),
+            _ => self.told,
+        }
+    }
+
     /// Sends transactions to the owner, in parts.
     fn deliver(&mut self, transactions: usize, parts: usize, ends: bool) -> Law {
         let Some(process) = &mut self.process else {
@@ -485,6 +492,8 @@ impl World {
             let Some(process) = &mut self.process else {
                 return Ok(());
             };
+            // Given up meanwhile: it is to begin again.
+            process.copying.take_if(|_| process.owner.copy_wanted);
             match process.copying.take() {
                 None if process.owner.needs_copy() => self.begin_copy(false)?,
                 None => return Ok(()),
@@ -619,11 +628,12 @@ impl World {
                 parts: 1,
             })?;
             self.step(Step::Copy(10))?;
+            self.step(Step::Acknowledge)?;
             self.step(Step::CatchUp)?;
-            let is_quiet = self
-                .process
-                .as_ref()
-                .is_some_and(|p| p.sent == self.log.len() && p.owner.phase == Phase::Live);
+            let is_quiet = self.process.as_ref().is_some_and(|p| {
+                let (all, owner) = (p.sent == self.log.len(), &p.owner);
+                all && owner.phase == Phase::Live && owner.beside.is_none()
+            });
             match (is_quiet, restarted) {
                 (true, true) => return self.finished(),
                 (true, false) => self.step(Step::Restart { in_order: true })?,

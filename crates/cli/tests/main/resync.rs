@@ -1,0 +1,154 @@
+//! `alluvium resync` while the pipeline runs: readers see the old rows or the new, and fresh ones.
+
+use std::time::{Duration, Instant};
+
+use crate::setup::{CAUGHT_UP, Setup, terminate};
+
+/// Each transaction changes all rows: at any moment all are of the same round.
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, round int, filler text);
+     INSERT INTO t SELECT g, 0, repeat('x', 200) FROM generate_series(1, 100000) g;
+     ANALYZE t";
+
+fn setup() -> Setup {
+    Setup::on(
+        alluvium_testkit::PgCluster::start(None, &[]).unwrap(),
+        TABLE,
+        "\"public.*\"",
+        // Ranges of the smallest size, so that the copy takes a while.
+        "[limits]\nmemory = \"128MiB\"\n",
+    )
+}
+
+/// What a reader of silver sees: how many rows, and of which rounds.
+fn seen(setup: &Setup) -> (u64, i64, i64) {
+    let rows = setup.sql("SELECT count(*) AS n, min(round) AS low, max(round) AS high FROM t");
+    let number = |name: &str| rows[0][name].as_i64().unwrap();
+    (
+        u64::try_from(number("n")).unwrap(),
+        number("low"),
+        number("high"),
+    )
+}
+
+#[test]
+fn readers_see_the_old_rows_or_the_new_and_fresh_ones_all_along() {
+    let setup = setup();
+    setup.catch_up();
+    let silver = setup.lake().join("silver/t");
+    let versions = || {
+        std::fs::read_dir(silver.join("_delta_log"))
+            .unwrap()
+            .count()
+    };
+    let before = versions();
+    let running = setup.spawn_run();
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    let requested = setup.lake().parent().unwrap().join(".alluvium/requests");
+    let waits = || {
+        std::fs::read_dir(&requested).is_ok_and(|mut files| {
+            files.any(|file| {
+                file.unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("resync")
+            })
+        })
+    };
+    let since = Instant::now();
+    let mut round = 0;
+    let mut newest = 0;
+    let mut copied_beside = false;
+    while waits() || setup.status("public.t")["resyncing"] == true || round < 5 {
+        assert!(since.elapsed() < Duration::from_secs(120), "it never ends");
+        round += 1;
+        let update = format!("UPDATE t SET round = {round}");
+        setup.pg.execute(&update).unwrap();
+        copied_beside |= setup.lake().join(".resync/t/_delta_log").is_dir();
+        let status = setup.status("public.t");
+        assert_eq!(status["phase"], "live", "{status}");
+        let (rows, low, high) = seen(&setup);
+        assert_eq!((rows, low), (100_000, high), "a mix, in round {round}");
+        assert!(high >= newest, "from {newest} back to {high}");
+        newest = high;
+    }
+    assert!(copied_beside, "it was copied in place");
+    assert!(newest > 0, "nothing came while it was copied");
+    assert!(
+        !setup.lake().join(".resync/t").exists(),
+        "what was beside is left"
+    );
+    assert!(versions() > before);
+    terminate(running);
+    setup.catch_up();
+    setup.assert_equal();
+}
+
+/// What was copied before the process was killed is not copied again.
+#[test]
+fn a_resync_that_was_killed_goes_on() {
+    let setup = setup();
+    setup.catch_up();
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    let ended = setup.alluvium_with(CAUGHT_UP, &[("ALLUVIUM_CRASH_AT", "copy.after_commit:1")]);
+    assert_eq!(
+        ended.signal(),
+        Some(crate::setup::ABORT),
+        "{}",
+        ended.stderr
+    );
+    let beside = setup.lake().join(".resync/t");
+    assert!(beside.join("_delta_log").is_dir());
+    setup
+        .pg
+        .execute("UPDATE t SET round = 7 WHERE id % 3 = 0; DELETE FROM t WHERE id % 5 = 0")
+        .unwrap();
+    assert_eq!(seen(&setup), (100_000, 0, 0), "readers see what there was");
+    let ended = setup.alluvium(CAUGHT_UP);
+    assert!(ended.stderr.contains("resumed=true"), "{}", ended.stderr);
+    ended.success().unwrap();
+    assert!(!beside.exists());
+    setup.assert_equal();
+}
+
+/// A value that the copy cannot take: the table goes on with its old rows, and the copy when the choice
+/// was made.
+#[test]
+fn a_resync_that_is_refused_leaves_the_table_as_it_is() {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, d date); INSERT INTO t VALUES (1, '2026-01-01')",
+        "\"public.*\"",
+    );
+    setup.configure(
+        "\"public.*\"",
+        "[tables.\"public.t\".column.\"d\"]\non_invalid = \"null\"\n",
+    );
+    setup
+        .pg
+        .execute("INSERT INTO t VALUES (2, 'infinity')")
+        .unwrap();
+    setup.catch_up();
+    setup.configure("\"public.*\"", "");
+    let running = setup.spawn_run();
+    setup.alluvium(&["resync", "t"]).success().unwrap();
+    setup.wait(&running, "the copy is refused", || {
+        setup.status("public.t")["error"]["code"] == "AL-VALUE-001"
+    });
+    setup
+        .pg
+        .execute("INSERT INTO t VALUES (3, '2026-01-03')")
+        .unwrap();
+    setup.wait(&running, "the table goes on", || {
+        let status = setup.status("public.t");
+        status["phase"] == "live" && status["silver_rows"] == 3
+    });
+    terminate(running);
+    setup.configure(
+        "\"public.*\"",
+        "[tables.\"public.t\".column.\"d\"]\non_invalid = \"clamp\"\n",
+    );
+    setup.catch_up();
+    setup.assert_equal();
+}
