@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::setup::{CAUGHT_UP, Setup, terminate};
+use crate::setup::{CAUGHT_UP, PATIENCE, Setup, terminate};
 
 /// Each transaction changes all rows: at any moment all are of the same round.
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, round int, filler text);
@@ -131,7 +131,7 @@ fn a_resync_that_is_refused_leaves_the_table_as_it_is() {
         .unwrap();
     setup.catch_up();
     setup.configure("\"public.*\"", "");
-    let running = setup.spawn_run();
+    let mut running = setup.spawn_run();
     setup.alluvium(&["resync", "t"]).success().unwrap();
     setup.wait(&running, "the copy is refused", || {
         setup.status("public.t")["error"]["code"] == "AL-VALUE-001"
@@ -144,7 +144,13 @@ fn a_resync_that_is_refused_leaves_the_table_as_it_is() {
         let status = setup.status("public.t");
         status["phase"] == "live" && status["silver_rows"] == 3
     });
-    terminate(running);
+    running.terminate();
+    let status = running.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(
+        status.and_then(|status| status.code()),
+        Some(3),
+        "one has an error"
+    );
     setup.configure(
         "\"public.*\"",
         "[tables.\"public.t\".column.\"d\"]\non_invalid = \"clamp\"\n",
