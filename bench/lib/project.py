@@ -27,6 +27,7 @@ class Project:
         self.dir, self.alluvium, self.server, self.db = directory, alluvium, server, db
         self.memory, self.copy_workers = "1GiB", 2
         self.tuples, self.compression = "auto", "zstd"
+        self.more = ""                                                 # of the project file, always
         self.log = os.path.join(directory, "run.log")
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
@@ -34,7 +35,7 @@ class Project:
     def write(self, more: str = "") -> None:
         with open(os.path.join(self.dir, "alluvium.toml"), "w") as file:
             file.write(f'[source.bench]\ntype = "postgres"\nurl = "{self.server.url(self.db)}"\nslot = "{SLOT}_{self.db}"\ntuples = "{self.tuples}"\n[lake]\npath = "lake"\ncompression = "{self.compression}"\n'
-                       f'[limits]\nmemory = "{self.memory}"\ncopy_workers = {self.copy_workers}\n{more}')
+                       f'[limits]\nmemory = "{self.memory}"\ncopy_workers = {self.copy_workers}\n{self.more}{more}')
 
     @property
     def slot(self) -> str:

@@ -1,12 +1,14 @@
 //! What the benchmarks need and Python is too slow for. Measured by `bench/run`, which reads the
 //! JSON line each subcommand prints. Not part of the product.
 
+mod age;
 mod parts;
 mod read_keys;
 mod read_slot;
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -56,6 +58,23 @@ enum Command {
         table: PathBuf,
         #[arg(long)]
         column: String,
+    },
+    /// Many small commits into one silver table, with care, looked at now and then
+    Age {
+        #[arg(long)]
+        lake: PathBuf,
+        #[arg(long)]
+        rows: i64,
+        #[arg(long)]
+        commits: u64,
+        /// Of each commit
+        #[arg(long)]
+        changes: i64,
+        #[arg(long)]
+        keep_seconds: u64,
+        /// Commits between two looks
+        #[arg(long)]
+        look_every: u64,
     },
     /// Rates of the pure parts, on one core
     Parts {
@@ -125,6 +144,21 @@ fn run(command: Command) -> Result<Value, Box<dyn std::error::Error>> {
             }))
         }
         Command::ReadKeys { table, column } => Ok(read_keys::read_keys(&table, &column)?),
+        Command::Age {
+            lake,
+            rows,
+            commits,
+            changes,
+            keep_seconds,
+            look_every,
+        } => age::age(&age::Options {
+            lake,
+            rows,
+            commits,
+            changes,
+            keep: Duration::from_secs(keep_seconds),
+            look_every,
+        }),
         Command::Parts {
             url,
             table,

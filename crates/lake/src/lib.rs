@@ -34,8 +34,8 @@ pub use maintain::{
     Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, look_for_unneeded,
 };
 pub use settings::{
-    CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, MetadataColumn,
-    OnConflict, Owner, RetentionSettings, SilverSettings,
+    CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, MergeMode,
+    MetadataColumn, OnConflict, Owner, RetentionSettings, SilverSettings,
 };
 pub use silver::{Applied, CopyState, Silver, SilverView};
 pub use write::EncodedRows;

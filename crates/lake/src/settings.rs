@@ -195,11 +195,23 @@ pub enum MetadataColumn {
     Op,
 }
 
+/// How rows of a silver table are deleted that are in a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MergeMode {
+    /// A deletion vector says so.
+    #[default]
+    DeletionVectors,
+    /// The file is written anew without them, for readers that know no deletion vectors. All that came
+    /// in so long is one commit.
+    CopyOnWrite { commit_every: Duration },
+}
+
 /// Settings of one silver table.
 #[derive(Debug, Clone)]
 pub struct SilverSettings {
     pub on_conflict: OnConflict,
     pub metadata_columns: Vec<MetadataColumn>,
+    pub merge_mode: MergeMode,
 }
 
 impl Default for SilverSettings {
@@ -207,6 +219,7 @@ impl Default for SilverSettings {
         Self {
             on_conflict: OnConflict::Stop,
             metadata_columns: Vec::new(),
+            merge_mode: MergeMode::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ mod task;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use alluvium_change::surroundings::instant;
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, failpoint};
 use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
@@ -37,7 +38,7 @@ pub(crate) use failure::is_of_lake;
 use failure::open_or_set_aside;
 use measure::Summary;
 
-use crate::status::{Phase, StatusBoard};
+use crate::status::{Phase, StatusBoard, now_micros};
 use crate::tables::ShapeStep;
 
 /// What all owners share.
@@ -375,7 +376,7 @@ impl TableOwner {
             failpoint::hit("merge.before_commit");
             // Nothing is staged where all of it was committed before a restart.
             if silver.has_staged() {
-                silver.commit(end.position)?;
+                silver.commit_in_time(end.position)?;
             }
             failpoint::hit("merge.after_commit");
         }
@@ -437,6 +438,7 @@ impl TableOwner {
             return Ok(());
         }
         self.begin_beside_again()?;
+        self.commit_held()?;
         let mut recopy = *recopy || self.phase == Phase::Copying;
         match self.staged_through.take() {
             None => {}
@@ -475,7 +477,9 @@ impl TableOwner {
     /// Uncommitted parts of a cut are void: the source will send them again.
     fn restarted(&mut self) -> Result<()> {
         self.bronze.discard_changes();
-        self.staged_through = None;
+        if self.staged_through.take().is_none() {
+            return Ok(());
+        }
         if let Some(silver) = &mut self.silver
             && silver.has_staged()
             && self.phase == Phase::Live
@@ -487,8 +491,38 @@ impl TableOwner {
         Ok(())
     }
 
+    /// Commits what silver has staged of whole transactions.
+    fn commit_held(&mut self) -> Result<()> {
+        match &mut self.silver {
+            Some(silver) => silver.commit_held().map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// When silver is to be committed, though nothing happens.
+    fn held_until(&self) -> Option<Instant> {
+        self.silver.as_ref().and_then(Silver::held_until)
+    }
+
+    /// Whether silver is to be committed now, though nothing happens.
+    fn is_due(&self) -> bool {
+        self.held_until().is_some_and(|until| until <= instant())
+    }
+
+    /// When to look again, though nothing happened.
+    fn next_look(&self) -> Option<Instant> {
+        self.care
+            .next_look()
+            .into_iter()
+            .chain(self.held_until())
+            .min()
+    }
+
     /// The run ends in order: leaves what makes the next start quick.
     fn close(&mut self) {
+        if let Err(error) = self.commit_held() {
+            tracing::debug!(table = %self.table.schema.id, error = %error, "left to the next run");
+        }
         let beside = self.beside.as_mut().map(|beside| &mut beside.silver);
         for silver in self.silver.iter_mut().chain(beside) {
             silver.save_index();
@@ -509,7 +543,11 @@ impl TableOwner {
                     status.silver_files = silver.num_files() as u64;
                     status.silver_rows = silver.num_rows();
                     status.silver_version = silver.version();
-                    status.silver_position = silver.position();
+                    status.silver_position = silver.committed_position();
+                    let waits = silver.held_since().map(|since| instant() - since);
+                    let micros = |waits: Duration| i64::try_from(waits.as_micros()).ok();
+                    status.waiting_since_micros =
+                        waits.and_then(micros).map(|micros| now_micros() - micros);
                     status.conflicts = silver.conflicts();
                     status.index_bytes = silver.index_bytes() as u64;
                     status.index_disk_bytes = silver.index_disk_bytes();

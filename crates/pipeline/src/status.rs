@@ -64,6 +64,8 @@ pub struct TableStatus {
     pub silver_version: u64,
     /// Every transaction up to here is in silver.
     pub silver_position: Lsn,
+    /// Of a table that is committed now and then (`copy_on_write`): since when changes wait for that.
+    pub waiting_since_micros: Option<i64>,
     pub bronze_position: Lsn,
     /// It is copied afresh beside the rows that readers see, and which follow the source meanwhile unless
     /// the phase says that they do not.
@@ -271,7 +273,12 @@ impl PipelineStatus {
     #[must_use]
     pub fn freshness_ms(&self, table: &TableStatus, now: i64) -> Option<u64> {
         match table.phase {
-            Phase::Live => self.source_lag_ms(now),
+            Phase::Live => {
+                let waits = table
+                    .waiting_since_micros
+                    .map_or(0, |since| elapsed_ms(since, now));
+                self.source_lag_ms(now).map(|lag| lag.max(waits))
+            }
             _ => table
                 .current_until_micros
                 .map(|until| elapsed_ms(until, now)),

@@ -1,6 +1,7 @@
 //! Which tables a project follows, and how a table's shape may change under the stream.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use alluvium_change::{Error, Identity, Result, TableId, TableSchema, code};
 use alluvium_lake::{MetadataColumn, SilverSettings};
@@ -9,7 +10,7 @@ use alluvium_source_postgres::type_map::OnInvalid;
 use arrow::array::{Array as _, ArrayRef};
 use arrow::datatypes::Schema;
 
-use crate::project::{OnConflict, Project};
+use crate::project::{MergeMode, OnConflict, Project};
 
 /// The project's choice of tables and columns, as the catalog takes it.
 #[must_use]
@@ -24,6 +25,7 @@ pub(crate) fn selection(project: &Project) -> TableSelection {
         });
         let table_override = TableOverride {
             key: settings.key.clone(),
+            append_only: settings.merge_mode == MergeMode::AppendOnly,
             columns: settings.columns.clone(),
             exclude_columns: settings.exclude_columns.clone(),
             on_invalid: settings.on_invalid.unwrap_or(OnInvalid::Error),
@@ -37,6 +39,9 @@ pub(crate) fn selection(project: &Project) -> TableSelection {
         overrides: overrides.collect::<BTreeMap<_, _>>(),
     }
 }
+
+/// How often a table that is copied on write is committed.
+const COPIED_EVERY: Duration = Duration::from_secs(60);
 
 /// How silver treats this table.
 #[must_use]
@@ -56,6 +61,14 @@ pub(crate) fn silver_settings(project: &Project, table: &str) -> SilverSettings 
             OnConflict::Repair => alluvium_lake::OnConflict::Repair,
         },
         metadata_columns: metadata_columns.collect(),
+        merge_mode: match settings.map(|settings| settings.merge_mode) {
+            Some(MergeMode::CopyOnWrite) => alluvium_lake::MergeMode::CopyOnWrite {
+                commit_every: settings
+                    .and_then(|settings| settings.commit_every)
+                    .unwrap_or(COPIED_EVERY),
+            },
+            _ => alluvium_lake::MergeMode::DeletionVectors,
+        },
     }
 }
 

@@ -171,9 +171,21 @@ fn make_plan(
         check_members(main, tables)?;
         return Ok(plan);
     }
-    let (covered, uncovered): (Vec<_>, Vec<_>) = append_only
+    let (covered, mut uncovered): (Vec<_>, Vec<_>) = append_only
         .into_iter()
         .partition(|table| main.members.contains_key(table.id()));
+    let (leaving, covered): (Vec<_>, Vec<_>) = covered
+        .into_iter()
+        .partition(|table| table.append_only_asked);
+    if !leaving.is_empty() {
+        // Of a table in both, updates and deletes would be sent.
+        plan.statements.push(format!(
+            "ALTER PUBLICATION {} DROP TABLE {}",
+            quote(name),
+            member_list(&leaving)
+        ));
+        uncovered.extend(leaving);
+    }
     check_operations(main, &covered, &["insert", "truncate"])?;
     check_members(main, tables)?;
     add_missing(main, &keyed, &mut plan);

@@ -18,6 +18,7 @@ mod fresh;
 mod http;
 mod life;
 mod many_tables;
+mod merge_mode;
 mod rebuild;
 mod resync;
 mod settings;

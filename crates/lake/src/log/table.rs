@@ -125,6 +125,10 @@ impl DeltaTable {
     /// Opens the table at its latest version, for writing.
     pub(crate) fn open(dir: &Path, fsync: bool) -> Result<Self> {
         remove_temporary_files(dir)?;
+        if fsync {
+            // A commit whose process ended before this is seen, and could still be lost with the power.
+            durable::sync_dir(&log_dir(dir))?;
+        }
         let mut table = Self::open_at(dir, None)?;
         table.fsync = fsync;
         Ok(table)

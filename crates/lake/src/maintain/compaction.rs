@@ -173,6 +173,12 @@ impl Compacted {
         (moves, late)
     }
 
+    /// The file, which is the caller's from here on.
+    pub(crate) fn take_file(&mut self) -> Result<NewFile> {
+        let taken = || Error::bug("a compacted file was taken twice");
+        self.file.take().ok_or_else(taken)
+    }
+
     /// Adds the file, less the rows `deleted`, and removes those that it stands for. From here on it
     /// is not ours to remove: the commit may be made even where this fails.
     pub(crate) fn commit(
@@ -181,8 +187,7 @@ impl Compacted {
         removes: Vec<&LiveFile>,
         deleted: &RoaringTreemap,
     ) -> Result<(u64, LiveFile)> {
-        let taken = || Error::bug("a compacted file was taken twice");
-        let mut file = self.file.take().ok_or_else(taken)?;
+        let mut file = self.take_file()?;
         if !deleted.is_empty() {
             file.stats = loosen_bounds(&file.stats);
             file.deleted = Some(deleted.clone());
@@ -197,7 +202,8 @@ impl Compacted {
         let committed = table.commit(&commit)?;
         failpoint::hit("compact.after_commit");
         let vector = committed.adds.into_iter().next().flatten();
-        let file = commit.adds.into_iter().next().ok_or_else(taken)?;
+        let added = commit.adds.into_iter().next();
+        let file = added.ok_or_else(|| Error::bug("a commit lost its file"))?;
         Ok((committed.version, file.into_live(vector)))
     }
 }

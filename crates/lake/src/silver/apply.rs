@@ -63,6 +63,7 @@ impl Silver {
             )));
         }
         self.check_columns(&batch.rows)?;
+        self.stages_more();
         self.guarded(|silver| silver.apply_all(batch, encoded))
     }
 

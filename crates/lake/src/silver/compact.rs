@@ -9,7 +9,7 @@ use super::Silver;
 use super::index::Index;
 use super::segments::file_name;
 use crate::maintain::{Candidate, Input, Order, Output, choose};
-use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings};
+use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings, MergeMode};
 
 static TICKETS: AtomicU64 = AtomicU64::new(1);
 
@@ -82,6 +82,11 @@ impl Silver {
         }
         let live = |input: &Input| self.segments.get(input.segment);
         let replaced = |input: &Input| live(input).is_some_and(|s| s.file.path != input.path);
+        // A file that is gone may have been written anew, not emptied.
+        let copies = self.settings.merge_mode != MergeMode::DeletionVectors;
+        if copies && done.inputs.iter().any(|i| live(i).is_none()) {
+            return Ok(None);
+        }
         if done.inputs.iter().any(replaced) || !done.inputs.iter().any(|i| live(i).is_some()) {
             return Ok(None);
         }

@@ -25,6 +25,7 @@ mod fill;
 mod index;
 mod open;
 mod recent;
+mod rewrite;
 mod segments;
 mod stage;
 mod txn;
@@ -49,7 +50,9 @@ pub(crate) use txn::is_settled;
 pub use view::SilverView;
 
 use crate::log::{Commit, DeltaTable};
-use crate::{CheckpointDone, CheckpointJob, LakeSettings, MetadataColumn, Owner, SilverSettings};
+use crate::{
+    CheckpointDone, CheckpointJob, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings,
+};
 
 /// How far the initial copy of a table is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,15 +95,24 @@ pub struct Silver {
     ticket: u64,
     /// The file that a compaction writes.
     compacting: Option<String>,
+    /// What was applied and is committed later.
+    held: Option<rewrite::Held>,
     /// A commit was begun and did not return: staged files may be in the log.
     committing: bool,
 }
 
 impl Silver {
     /// Every transaction that commits at or before this LSN is in the table; zero before the copy
-    /// is complete.
+    /// is complete. What [waits for its commit](Self::commit_in_time) is counted.
     #[must_use]
     pub fn position(&self) -> Lsn {
+        self.held_position()
+            .unwrap_or_else(|| self.positions.position())
+    }
+
+    /// As [`Self::position`], of the last commit: for those who read the table.
+    #[must_use]
+    pub fn committed_position(&self) -> Lsn {
         self.positions.position()
     }
 
@@ -310,6 +322,9 @@ impl Silver {
     /// Commits what is staged together with `txns`, and makes it the new committed state.
     fn commit_staged(&mut self, txns: Vec<(String, i64)>) -> Result<u64> {
         self.stage.close_all(&mut self.segments)?;
+        if self.settings.merge_mode != MergeMode::DeletionVectors {
+            self.rewrite_thinned()?;
+        }
         let changes = self.segments.changes();
         let commit = Commit {
             adds: changes.adds,
@@ -326,6 +341,7 @@ impl Silver {
             .committed(&self.dir, &committed.adds, &committed.deletes)?;
         self.positions.set(&txns);
         self.recent.clear();
+        self.held = None;
         self.index_committed();
         Ok(committed.version)
     }

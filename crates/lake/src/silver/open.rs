@@ -9,13 +9,14 @@ use roaring::RoaringTreemap;
 use super::Silver;
 use super::index::Places;
 use super::recent::Recent;
+use super::rewrite::{VECTORS_PROPERTY, target_file_bytes};
 use super::segments::Segments;
 use super::stage::Stage;
 use super::txn::Positions;
 use crate::key_index::Manifest;
 use crate::owned::{HeldSchema, free_name, held_schema, open_or_create};
 use crate::write::check_file;
-use crate::{Lake, MetadataColumn, Owner, SilverSettings};
+use crate::{Lake, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings};
 
 const PROPERTY_METADATA: &str = "alluvium.metadata_columns";
 
@@ -63,15 +64,20 @@ impl Silver {
             Place::Beside => lake.beside_dir(&owner.name),
         };
         let wanted = table_columns(schema, &settings.metadata_columns);
-        let properties = [
-            ("delta.enableDeletionVectors", "true".to_owned()),
-            (
-                PROPERTY_METADATA,
-                metadata_property(&named(schema, &settings.metadata_columns)),
+        let metadata = metadata_property(&named(schema, &settings.metadata_columns));
+        let mut properties = vec![(PROPERTY_METADATA, metadata)];
+        if settings.merge_mode == MergeMode::DeletionVectors {
+            properties.push((VECTORS_PROPERTY, "true".to_owned()));
+        }
+        let lake_settings = LakeSettings {
+            target_file_bytes: target_file_bytes(
+                settings.merge_mode,
+                lake.settings().target_file_bytes,
             ),
-        ];
+            ..lake.settings().clone()
+        };
         let (table, txns) =
-            open_or_create(&dir, owner, "silver", &wanted, lake.settings(), &properties)?;
+            open_or_create(&dir, owner, "silver", &wanted, &lake_settings, &properties)?;
         let columns = table.schema()?;
         let metadata = parse_metadata(table.properties().get(PROPERTY_METADATA));
         let held: Vec<Field> = columns
@@ -85,14 +91,14 @@ impl Silver {
             Place::Standing => Places::new(lake, &owner.name),
             Place::Beside => Places::new(lake, &format!("~resync-{}", owner.name)),
         };
-        Ok(Self {
+        let silver = Self {
             index: places.new_index(&schema),
             places,
             index_read_back: false,
             owner: owner.clone(),
             settings,
-            lake: lake.settings().clone(),
-            stage: Stage::new(dir.clone(), lake.settings().clone()),
+            stage: Stage::new(dir.clone(), lake_settings.clone()),
+            lake: lake_settings,
             recent: Recent::new(Arc::clone(lake.recent_budget())),
             dir,
             columns,
@@ -107,8 +113,11 @@ impl Silver {
             poisoned: false,
             ticket: super::compact::ticket(),
             compacting: None,
+            held: None,
             committing: false,
-        })
+        };
+        silver.check_mode()?;
+        Ok(silver)
     }
 
     /// After [`Self::open_unread`]: reads which files there are, and reads back or rebuilds the key index.

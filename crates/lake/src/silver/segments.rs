@@ -252,6 +252,33 @@ impl Segments {
 }
 
 impl Segments {
+    /// Files with deleted rows that no commit knows of, and others.
+    pub(super) fn thinned(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        self.iter().filter(|(_, segment)| {
+            let is_new = segment.dirty || !segment.committed;
+            is_new && !segment.deleted.is_empty() && segment.live_rows() > 0
+        })
+    }
+
+    /// A file that was just written, with the live rows of others, stands in their place.
+    pub(super) fn rewrite(
+        &mut self,
+        dir: &Path,
+        inputs: &[SegmentId],
+        id: SegmentId,
+        file: NewFile,
+        snapshot: Option<Lsn>,
+    ) {
+        for segment in inputs.iter().filter_map(|input| self.by_id.remove(input)) {
+            if segment.committed {
+                self.removed.push(segment.file);
+            } else {
+                durable::discard(&dir.join(&segment.file.path));
+            }
+        }
+        self.insert_staged(id, file, RoaringTreemap::new(), snapshot);
+    }
+
     /// Every committed file was replaced by one with the same rows in the same places, in the order
     /// of [`Self::committed_files`].
     pub(super) fn rewritten(

@@ -109,6 +109,7 @@ impl TableOwner {
         if !is_level {
             return merge_next(silver, catch_up, &self.bronze).map(|_| ());
         }
+        silver.commit_held()?;
         if !silver.is_settled() {
             silver.set_position(self.passed)?;
         }
@@ -133,11 +134,11 @@ fn merge_next(
     };
     let Some(batch) = catch_up.reader.next().transpose()? else {
         if let Some(position) = catch_up.open_transaction {
-            silver.commit(position)?;
+            silver.commit_in_time(position)?;
         }
         // What bronze has beyond that was not for silver: rows that a newer copy had already.
         if silver.position() < catch_up.through {
-            silver.set_position(catch_up.through)?;
+            silver.reach(catch_up.through)?;
         }
         *state = None;
         return Ok(None);
@@ -146,13 +147,13 @@ fn merge_next(
     if let Some(open) = catch_up.open_transaction
         && first != Some(open)
     {
-        silver.commit(open)?;
+        silver.commit_in_time(open)?;
     }
     let whole = batch.rows_before_last_transaction();
     let ended = batch.slice(0, whole);
     if whole > 0 {
         silver.apply(&ended)?;
-        silver.commit(ended.commit_lsn.last().copied().unwrap_or_default())?;
+        silver.commit_in_time(ended.commit_lsn.last().copied().unwrap_or_default())?;
     }
     let rest = batch.slice(whole, batch.num_rows() - whole);
     silver.apply(&rest)?;

@@ -70,6 +70,7 @@ impl TableOwner {
                 silver.commit(through)?;
             }
         }
+        self.commit_held()?;
         self.broken = true;
         self.phase = Phase::Stopped;
         self.catch_up = None;

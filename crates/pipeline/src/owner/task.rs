@@ -39,6 +39,11 @@ impl TableOwner {
                 self.job_done(layer, done);
                 Vec::new()
             }
+            Task::Look if self.is_due() => {
+                let held = self.commit_held();
+                self.tell_status();
+                held.map_or_else(|error| self.failed(error), |()| Vec::new())
+            }
             Task::Look => Vec::new(),
         };
         events.extend(self.adopt_compacted());
@@ -57,7 +62,7 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
     );
     let mut jobs = Jobs::default();
     loop {
-        let look = owner.care.next_look();
+        let look = owner.next_look();
         let task = tokio::select! {
             biased;
             Some((layer, done)) = jobs.next() => Task::JobDone(layer, done),

@@ -7,7 +7,9 @@ use alluvium_lake::{Compression, LakeSettings};
 use alluvium_source_postgres::replication::Protocol;
 use alluvium_source_postgres::tuples::Tuples;
 
-use super::{Limits, LimitsFile, Project, ProjectFile, ProtocolFile, SourceFile, SourceSettings};
+use super::{
+    Limits, LimitsFile, MergeMode, Project, ProjectFile, ProtocolFile, SourceFile, SourceSettings,
+};
 
 /// Reads the project file at `path`; a directory stands for the `alluvium.toml` in it.
 ///
@@ -70,6 +72,20 @@ pub fn parse(
                 file,
                 &format!("[tables.\"{table}\"] does not name a schema"),
                 &format!("write [tables.\"public.{table}\"]"),
+            ));
+        }
+        if settings.commit_every.is_some() && settings.merge_mode != MergeMode::CopyOnWrite {
+            return Err(value_error(
+                file,
+                &format!("commit_every of \"{table}\" has no effect"),
+                "write merge_mode = \"copy_on_write\", or leave it out",
+            ));
+        }
+        if !settings.key.is_empty() && settings.merge_mode == MergeMode::AppendOnly {
+            return Err(value_error(
+                file,
+                &format!("\"{table}\" is append_only, and needs no key"),
+                "leave out key, or merge_mode",
             ));
         }
         for column in &settings.metadata_columns {

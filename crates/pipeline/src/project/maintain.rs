@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use alluvium_change::Result;
 use alluvium_lake::{CompactionSettings, ForeignWriters, RetentionSettings};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::load::value_error;
 
@@ -123,6 +124,16 @@ impl MaintainFile {
             foreign: self.foreign.map_or(defaults.foreign, ForeignWriters::from),
         })
     }
+}
+
+/// A duration as the file has it.
+pub(super) fn duration<'de, D: Deserializer<'de>>(
+    written: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(written)?;
+    let hint = "write a number with a unit, such as \"10s\", \"5min\" or \"1h\"";
+    let wrong = || D::Error::custom(format!("\"{text}\" is not a duration: {hint}"));
+    parse_duration(&text).ok_or_else(wrong).map(Some)
 }
 
 /// `"30s"`, `"10min"`, `"1h"`, `"7d"`.

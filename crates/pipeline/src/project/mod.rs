@@ -11,6 +11,7 @@ mod template;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use alluvium_lake::Compression;
 use alluvium_source_postgres::replication::Protocol;
@@ -207,9 +208,24 @@ pub struct TableSettings {
     pub exclude_columns: Vec<String>,
     pub metadata_columns: Vec<String>,
     pub on_conflict: OnConflict,
+    pub merge_mode: MergeMode,
+    /// How often a table with [`MergeMode::CopyOnWrite`] is committed.
+    #[serde(deserialize_with = "maintain::duration")]
+    pub commit_every: Option<Duration>,
     /// For all columns that do not say otherwise.
     pub on_invalid: Option<OnInvalid>,
     pub column: BTreeMap<String, ColumnSettings>,
+}
+
+/// How the lake follows updates and deletes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeMode {
+    #[default]
+    DeletionVectors,
+    CopyOnWrite,
+    /// Not at all.
+    AppendOnly,
 }
 
 /// What is special about one column.

@@ -96,6 +96,8 @@ path = {lake_path}
 # exclude_columns = ["notes"]          # all but these
 # metadata_columns = ["_commit_lsn", "_commit_time", "_op"]
 # on_conflict = "stop"                 # or "repair"
+# merge_mode = "deletion_vectors"      # or "copy_on_write" for readers without them, "append_only" for logs
+# commit_every = "1min"                # of a table that is copied on write
 # on_invalid = "error"                 # values Delta cannot hold: "error", "clamp", "null" or "string"
 # [tables."public.orders".column."total"]
 # on_invalid = "null"

@@ -90,6 +90,7 @@ pub(super) fn source_table(
             .sum(),
         leaves: leaf_rows.iter().map(leaf).collect(),
         replica_identity: relation.replica_identity,
+        append_only_asked: settings.append_only,
         is_partitioned,
         has_primary_key,
         toast_columns,
@@ -279,6 +280,9 @@ fn identity(
     notes: &mut Vec<String>,
     refusals: &mut Refusals,
 ) -> Identity {
+    if settings.append_only {
+        return Identity::AppendOnly;
+    }
     let quoted = |relation: &Relation| {
         relation
             .id

@@ -92,6 +92,8 @@ pub struct SourceTable {
     pub attributes: Vec<Attribute>,
     pub leaves: Vec<Leaf>,
     pub replica_identity: char,
+    /// The project asks for no updates and deletes.
+    pub append_only_asked: bool,
     pub is_partitioned: bool,
     pub has_primary_key: bool,
     pub estimated_rows: f64,

@@ -58,6 +58,7 @@ pub fn sample_table(id: TableId, oid: u32, columns: &[(&str, u32, &str)]) -> Res
         attributes,
         leaves: vec![leaf],
         replica_identity: 'd',
+        append_only_asked: false,
         is_partitioned: false,
         has_primary_key: true,
         estimated_rows: 0.0,

@@ -14,6 +14,8 @@ pub type ColumnChoice = (OnInvalid, Option<String>);
 pub struct TableOverride {
     /// The columns that identify a row; empty: the source's own key.
     pub key: Vec<String>,
+    /// Only inserts and truncates are followed.
+    pub append_only: bool,
     /// Only these columns; empty: all.
     pub columns: Vec<String>,
     pub exclude_columns: Vec<String>,

@@ -108,9 +108,14 @@ fn identities(tables: &[&SourceTable]) -> Vec<Check> {
             "no key, REPLICA IDENTITY FULL: rows are mirrored and equal rows counted; a key is faster",
         ));
     }
+    let asked = names_of(tables, |table| table.append_only_asked);
+    if !asked.is_empty() {
+        let finding = format!("append-only, as asked: {}", list(&asked));
+        checks.push(Check::ok("identity", finding).meaning("updates and deletes are not followed"));
+    }
     for table in tables
         .iter()
-        .filter(|table| table.schema.identity == Identity::AppendOnly)
+        .filter(|table| table.schema.identity == Identity::AppendOnly && !table.append_only_asked)
     {
         let quoted = table.id().quoted();
         checks.push(
@@ -264,6 +269,7 @@ async fn publication_checks(subject: &Subject<'_>, tables: &[&SourceTable]) -> R
     if let Some(main) = publication::load(subject.client, name).await? {
         for table in tables.iter().filter(|table| {
             table.schema.identity == Identity::AppendOnly
+                && !table.append_only_asked
                 && (main.update || main.delete)
                 && main.members.contains_key(table.id())
         }) {

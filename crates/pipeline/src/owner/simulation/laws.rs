@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use alluvium_change::Lsn;
-use alluvium_lake::{LakeSettings, Owner, RetentionSettings, read};
+use alluvium_lake::{LakeSettings, MergeMode, Owner, RetentionSettings, read};
 use alluvium_testkit::history::{Row, item_rows_of, read_columns, read_files};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
@@ -29,18 +29,25 @@ pub(super) struct Laws {
     bronze: PathBuf,
     app_id: String,
     retention: RetentionSettings,
+    has_vectors: bool,
     /// In order, from the first on.
     seen: Vec<Seen>,
     durable: Lsn,
 }
 
 impl Laws {
-    pub(super) fn new(root: &Path, owner: &Owner, settings: &LakeSettings) -> Self {
+    pub(super) fn new(
+        root: &Path,
+        owner: &Owner,
+        settings: &LakeSettings,
+        mode: MergeMode,
+    ) -> Self {
         Self {
             log: Log::new(&root.join("silver").join(&owner.name)),
             bronze: root.join("bronze").join(&owner.name),
             app_id: owner.app_id(),
             retention: settings.retention,
+            has_vectors: mode == MergeMode::DeletionVectors,
             seen: Vec::new(),
             durable: Lsn::ZERO,
         }
@@ -91,6 +98,9 @@ impl Laws {
             let is = self.lsn(&state, "");
             if is.is_some() && is < was {
                 return Err(format!("version {version} is at {is:?}, after {was:?}"));
+            }
+            if !self.has_vectors && state.files.values().any(Option::is_some) {
+                return Err(format!("version {version} has deletion vectors"));
             }
             if was_exact && self.exact_position(&state).is_none() {
                 return Err(format!(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, surroundings};
 use alluvium_lake::{
-    CompactionSettings, Compression, CopyState, IndexSettings, Lake, LakeSettings,
+    CompactionSettings, Compression, CopyState, IndexSettings, Lake, LakeSettings, MergeMode,
     RetentionSettings, SilverSettings, disk,
 };
 use alluvium_source_postgres::catalog::{SourceTable, sample_table};
@@ -63,6 +63,7 @@ pub(super) struct World {
     root: PathBuf,
     pub(super) disk: Arc<SimDisk>,
     settings: LakeSettings,
+    silver: SilverSettings,
     identity: alluvium_lake::Owner,
     table: Arc<SourceTable>,
     random: Random,
@@ -152,11 +153,21 @@ impl World {
         // Not decided rightly in the middle of a transaction, or of a copy.
         let mut source = Source::new(random.draw(), identity, 24);
         source.direct_exchanges = false;
+        let silver = SilverSettings {
+            merge_mode: if random.chance(25) {
+                let commit_every = Duration::from_secs([0, 60][random.below(2) as usize]);
+                MergeMode::CopyOnWrite { commit_every }
+            } else {
+                MergeMode::DeletionVectors
+            },
+            ..SilverSettings::default()
+        };
         Self {
-            laws: Laws::new(&root, &identity_of_owner, &settings),
+            laws: Laws::new(&root, &identity_of_owner, &settings, silver.merge_mode),
             root,
             disk,
             settings,
+            silver,
             identity: identity_of_owner,
             table: Arc::new(table),
             source,
@@ -196,7 +207,7 @@ impl World {
             }),
         };
         let (identity, table) = (self.identity.clone(), Arc::clone(&self.table));
-        TableOwner::open(identity, SilverSettings::default(), table, context, false)
+        TableOwner::open(identity, self.silver.clone(), table, context, false)
     }
 
     fn begin(&mut self, owner: TableOwner) -> Law {
@@ -249,7 +260,7 @@ impl World {
             Step::Pass { seconds } => {
                 surroundings::advance(Duration::from_secs(seconds));
                 self.disk.set_now(surroundings::now_ms());
-                self.due()?;
+                self.run(Task::Look)?;
             }
             Step::Fault { after, fault } => self.disk.plan(after, fault),
             Step::PowerCut => self.disk.cut_power(),
