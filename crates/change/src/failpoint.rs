@@ -82,6 +82,7 @@ pub static MISTAKES: &[&str] = &[
     "checkpoint.without_positions",
     "commit.not_synced",
     "resync.too_early",
+    "foreign.stale_index",
 ];
 
 thread_local! {

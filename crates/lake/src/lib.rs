@@ -31,7 +31,7 @@ pub use bronze::{Bronze, BronzeEncoder, ChangeReader, ReadyRows};
 pub use lake::Lake;
 pub use log::{CheckpointDone, CheckpointJob};
 pub use maintain::{
-    Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, look_for_unneeded,
+    Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, Worked, look_for_unneeded,
 };
 pub use settings::{
     CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, MergeMode,

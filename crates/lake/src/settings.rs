@@ -212,6 +212,8 @@ pub struct SilverSettings {
     pub on_conflict: OnConflict,
     pub metadata_columns: Vec<MetadataColumn>,
     pub merge_mode: MergeMode,
+    /// Commits say what they do to rows, for readers of Delta's change data feed.
+    pub change_data_feed: bool,
 }
 
 impl Default for SilverSettings {
@@ -220,6 +222,7 @@ impl Default for SilverSettings {
             on_conflict: OnConflict::Stop,
             metadata_columns: Vec::new(),
             merge_mode: MergeMode::default(),
+            change_data_feed: false,
         }
     }
 }

@@ -276,18 +276,20 @@ impl TableOwner {
                 afresh,
                 reply,
             } => {
-                let _ = reply.send(self.begin_copy(snapshot, afresh));
+                let begun = self.begin_copy(snapshot, afresh);
+                let _ = reply.send(self.unless_foreign(begun));
                 events.push(Event::PhaseChanged);
             }
             Command::Copied { rows, reply } => {
                 let wanted = self.copy_wanted;
                 let _ = reply.send(self.copied(rows));
-                if self.copy_wanted && !wanted {
-                    events.push(Event::NeedsCopy(self.table.schema.id.clone()));
-                }
+                events.extend(self.wants_copy_now(wanted));
             }
             Command::FinishCopy { reply } => {
-                let _ = reply.send(self.finish_copy());
+                let wanted = self.copy_wanted;
+                let finished = self.finish_copy();
+                let _ = reply.send(self.unless_foreign(finished));
+                events.extend(self.wants_copy_now(wanted));
                 events.push(Event::PhaseChanged);
             }
             Command::View { through, reply } => {
@@ -321,6 +323,12 @@ impl TableOwner {
         }
         self.tell_status();
         events
+    }
+
+    /// Whether it is to be copied, and was not `before`.
+    fn wants_copy_now(&self, before: bool) -> Option<Event> {
+        let wants = self.copy_wanted && !before;
+        wants.then(|| Event::NeedsCopy(self.table.schema.id.clone()))
     }
 
     /// Stages changes in bronze, and in silver where it is live and has not failed. An error of

@@ -61,6 +61,7 @@ pub(crate) fn silver_settings(project: &Project, table: &str) -> SilverSettings 
             OnConflict::Repair => alluvium_lake::OnConflict::Repair,
         },
         metadata_columns: metadata_columns.collect(),
+        change_data_feed: settings.is_some_and(|settings| settings.change_data_feed),
         merge_mode: match settings.map(|settings| settings.merge_mode) {
             Some(MergeMode::CopyOnWrite) => alluvium_lake::MergeMode::CopyOnWrite {
                 commit_every: settings

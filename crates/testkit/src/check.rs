@@ -79,6 +79,23 @@ pub fn compare(pg_url: &str, lake_dir: &Path, extra_args: &[&str]) -> Result<Rep
     Ok(Report { equal, json })
 }
 
+/// Follows the change data feed of the Delta table in `dir` from `version` on, with delta-rs, and compares
+/// what it leads to with the table. Answers how many changes there were of each kind, as JSON.
+pub fn follow_feed(dir: &Path, key: &str, version: u64) -> Result<String> {
+    let mut command = check_script("feed.py");
+    command.arg(dir).args([key, "--from", &version.to_string()]);
+    let output = output_of(&mut command)?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!(
+            "feed.py ended with {}\n{stdout}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(stdout.into_owned())
+}
+
 /// Writes to the Delta table in `dir` as another program would, with delta-rs: `what` and its arguments
 /// are those of `foreign.py`. Answers whether that writer took the table.
 pub fn write_as_another(dir: &Path, what: &[&str]) -> Result<bool> {

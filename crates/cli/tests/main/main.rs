@@ -13,6 +13,7 @@ mod care;
 mod crash;
 mod crash_matrix;
 mod equality;
+mod feed;
 mod foreign;
 mod fresh;
 mod http;

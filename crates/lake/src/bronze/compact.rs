@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Result};
+use alluvium_change::{Error, Lsn, Result};
 use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
 use super::Bronze;
 use super::columns::Columns;
-use super::reader::lsns_of;
-use crate::log::LiveFile;
+use super::reader::{lsns_of, newest_of};
+use crate::log::{Commit, LiveFile};
 use crate::maintain::{Candidate, Input, Order, Output, choose};
 use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings};
 
@@ -85,6 +85,34 @@ impl Bronze {
             // There may be more to do.
             bronze.compaction_seen = None;
             Ok(Some(version))
+        })
+    }
+
+    /// Forgets changes, and copied rows, of before `before_micros` (microseconds since 1970, of the commit
+    /// at the source, or of the copying), as far as all of a file is as old and not beyond `through`: one
+    /// commit that removes files. Answers how many.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn forget(&mut self, before_micros: i64, through: Lsn) -> Result<usize> {
+        self.check_usable()?;
+        let columns = &self.encoder.columns;
+        let is_old = |file: &&LiveFile| {
+            let newest = newest_of(file, columns);
+            newest.is_some_and(|(lsn, micros)| lsn <= through.0 && micros < before_micros)
+        };
+        let old: Vec<LiveFile> = self.files.iter().filter(is_old).cloned().collect();
+        if old.is_empty() {
+            return Ok(0);
+        }
+        self.guarded(|bronze| {
+            bronze.table.commit(&Commit {
+                removes: old.iter().collect(),
+                ..Commit::default()
+            })?;
+            let is_gone = |file: &LiveFile| old.iter().any(|gone| gone.path == file.path);
+            bronze.files.retain(|file| !is_gone(file));
+            Ok(old.len())
         })
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use alluvium_change::{ChangeBatch, Lsn, Result, TableSchema};
 use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
 
 use super::columns::Columns;
 use super::decode::{Rows, changes, pick};
@@ -66,6 +66,28 @@ pub(super) fn lsns_of(file: &LiveFile, columns: &Columns) -> Option<(u64, u64)> 
     };
     let lowest = value(&lsn.min).unwrap_or_default();
     Some((lowest, value(&lsn.max).unwrap_or(u64::MAX)))
+}
+
+/// The highest commit LSN of a file's rows, copied ones included, and their latest time, in microseconds
+/// since 1970; None where that is not known.
+pub(super) fn newest_of(file: &LiveFile, columns: &Columns) -> Option<(u64, i64)> {
+    let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let bounds = parse_bounds(
+        &file.stats,
+        &[
+            (&columns.commit_lsn, &DataType::Int64),
+            (&columns.commit_time, &time),
+        ],
+    );
+    let [lsn, time] = bounds.as_slice() else {
+        return None;
+    };
+    let lsn = lsn.max.as_ref()?.as_primitive_opt::<Int64Type>()?.value(0);
+    let time = time.max.as_ref()?;
+    let time = time
+        .as_primitive_opt::<TimestampMicrosecondType>()?
+        .value(0);
+    Some((u64::try_from(lsn).ok()?, time))
 }
 
 impl ChangeReader {

@@ -11,6 +11,7 @@ use delta_kernel::engine::arrow_data::ArrowEngineData;
 use delta_kernel::snapshot::Snapshot;
 use delta_kernel::transaction::{CommitResult, UpdateTableOperation};
 use roaring::RoaringTreemap;
+use serde_json::{Value, json};
 
 use super::committer::{Decoration, DurableCommitter};
 use super::deletion_vector::{Descriptor, write_deletion_vectors};
@@ -20,6 +21,19 @@ use super::rows::{LiveFile, empty_maps, scan_rows};
 use super::table::{DeltaTable, ENGINE_INFO, foreign};
 use crate::ForeignWriters;
 use crate::fs as durable;
+
+/// Where files of the change data feed are, in the table's directory.
+pub(crate) const CHANGES_DIR: &str = "_change_data";
+const FEED_PROPERTY: &str = "delta.enableChangeDataFeed";
+
+fn feed_action(file: &NewFile) -> Value {
+    json!({"cdc": {
+        "path": file.path,
+        "partitionValues": {},
+        "size": file.size_bytes,
+        "dataChange": false,
+    }})
+}
 
 /// A data file to add: written, synced, not yet in the log.
 #[derive(Debug, Clone)]
@@ -87,6 +101,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) adds: Vec<NewFile>,
     pub(crate) deletes: Vec<DeletedRows<'a>>,
     pub(crate) removes: Vec<&'a LiveFile>,
+    /// What it does to rows, for the change data feed.
+    pub(crate) feed: Option<NewFile>,
     /// Application ids and their new versions.
     pub(crate) txns: Vec<(String, i64)>,
 }
@@ -120,6 +136,20 @@ pub(super) fn own_mark(version: u64) -> i64 {
 }
 
 impl DeltaTable {
+    /// Whether commits say what they do to rows.
+    pub(crate) fn feeds_changes(&self) -> bool {
+        let properties = self.snapshot.metadata_configuration();
+        properties.get(FEED_PROPERTY).is_some_and(|on| on == "true")
+    }
+
+    /// From the next commit on they do, or do not.
+    pub(crate) fn set_change_feed(&mut self, on: bool) -> Result<()> {
+        if self.feeds_changes() == on {
+            return Ok(());
+        }
+        self.set_properties_with(&[(FEED_PROPERTY, on.to_string())], &["changeDataFeed"])
+    }
+
     /// Makes one commit. Where another program was quicker, its commits are undone first, if they may
     /// be. On an error the table's state is unknown until it is opened again: the commit may or may not
     /// be in the log.
@@ -137,7 +167,8 @@ impl DeltaTable {
                         && error.is(&code::LAKE_FOREIGN)
                         && self.foreign != ForeignWriters::Refuse =>
                 {
-                    if self.settle_newer()? == Settled::Followed {
+                    let is_stale = self.settle_newer()? == Settled::Followed;
+                    if is_stale && !failpoint::is_planted("foreign.stale_index") {
                         return Err(error);
                     }
                 }
@@ -154,7 +185,13 @@ impl DeltaTable {
             Change::Appended => UpdateTableOperation::StreamingUpdate,
             Change::Layout => UpdateTableOperation::Optimize,
         };
-        let data_change = commit.change != Change::Layout;
+        // With a change data feed, the kernel refuses what both adds and removes, unless it says that
+        // it changes no row. The committer says that it does.
+        let removes = !commit.deletes.is_empty() || !commit.removes.is_empty();
+        committer.says_data_change =
+            removes && commit.change == Change::Rows && self.feeds_changes();
+        committer.feed = commit.feed.as_ref().map(feed_action);
+        let data_change = commit.change != Change::Layout && !committer.says_data_change;
         let failed = |e| kernel_error("commit to", &self.dir, e);
         // A context, for the deletion vectors' path, comes only with a transaction, and the
         // committer, which must know them, goes into one: hence a first transaction that is

@@ -13,7 +13,7 @@ use alluvium_change::{Error, Result, failpoint};
 use delta_kernel::committer::{CommitMetadata, CommitResponse, Committer, PublishMetadata};
 use delta_kernel::engine_data::FilteredEngineData;
 use delta_kernel::{Engine, FileMeta, KernelError, KernelResult, KernelResultIterator};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::fs::{self as durable, Link, TEMPORARY_SUFFIX};
 
@@ -34,6 +34,10 @@ pub(super) struct DurableCommitter {
     pub(super) fsync: bool,
     /// By path of the added file.
     pub(super) added: HashMap<String, Decoration>,
+    /// The kernel was told that no row changes, which is not so.
+    pub(super) says_data_change: bool,
+    /// One more action.
+    pub(super) feed: Option<Value>,
     pub(super) error: ErrorSlot,
 }
 
@@ -43,6 +47,8 @@ impl DurableCommitter {
             dir: dir.to_owned(),
             fsync,
             added: HashMap::new(),
+            says_data_change: false,
+            feed: None,
             error: ErrorSlot::default(),
         }
     }
@@ -61,7 +67,8 @@ impl DurableCommitter {
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
         {
-            if line.starts_with(b"{\"add\"") && !self.added.is_empty() {
+            let completes = self.says_data_change || !self.added.is_empty();
+            if line.starts_with(b"{\"add\"") && completes {
                 self.complete_add(line, &mut completed)?;
             } else if line.starts_with(b"{\"remove\"") {
                 let mut action = parse(line)?;
@@ -69,6 +76,7 @@ impl DurableCommitter {
                     remove.remove("stats");
                     // The clock that cleaning goes by.
                     remove.insert("deletionTimestamp".to_owned(), now_ms().into());
+                    self.tell_data_change(remove);
                 }
                 completed.extend_from_slice(action.to_string().as_bytes());
             } else {
@@ -76,7 +84,17 @@ impl DurableCommitter {
             }
             completed.push(b'\n');
         }
+        if let Some(feed) = &self.feed {
+            completed.extend_from_slice(feed.to_string().as_bytes());
+            completed.push(b'\n');
+        }
         Ok(completed)
+    }
+
+    fn tell_data_change(&self, file: &mut Map<String, Value>) {
+        if self.says_data_change {
+            file.insert("dataChange".to_owned(), true.into());
+        }
     }
 
     fn complete_add(&self, line: &[u8], completed: &mut Vec<u8>) -> Result<()> {
@@ -85,13 +103,13 @@ impl DurableCommitter {
             .pointer("/add/path")
             .and_then(Value::as_str)
             .and_then(|path| self.added.get(path));
-        if let (Some(decoration), Some(add)) = (
-            decoration,
-            action.get_mut("add").and_then(Value::as_object_mut),
-        ) {
-            add.insert("stats".to_owned(), decoration.stats.clone().into());
-            if let Some(deletion_vector) = &decoration.deletion_vector {
-                add.insert("deletionVector".to_owned(), deletion_vector.clone());
+        if let Some(add) = action.get_mut("add").and_then(Value::as_object_mut) {
+            self.tell_data_change(add);
+            if let Some(decoration) = decoration {
+                add.insert("stats".to_owned(), decoration.stats.clone().into());
+                if let Some(deletion_vector) = &decoration.deletion_vector {
+                    add.insert("deletionVector".to_owned(), deletion_vector.clone());
+                }
             }
         }
         completed.extend_from_slice(action.to_string().as_bytes());

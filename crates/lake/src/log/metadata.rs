@@ -39,7 +39,7 @@ impl DeltaTable {
         let vectors = self.write_vectors(commit)?;
         let now = now_ms();
         let mut actions = vec![json!({"commitInfo": commit_info(operation, now)})];
-        actions.extend(self.protocol_action(schema)?);
+        actions.extend(self.protocol_action(schema, &[])?);
         actions.push(self.metadata_action(schema, properties)?);
         let mark = (OWN_COMMIT.to_owned(), own_mark(self.version() + 1));
         for (app_id, version) in commit.txns.iter().chain([&mark]) {
@@ -74,15 +74,23 @@ impl DeltaTable {
         {
             return Ok(());
         }
+        self.set_properties_with(properties, &[])
+    }
+
+    /// Gives the table other properties, and what writers must know for them.
+    pub(super) fn set_properties_with(
+        &mut self,
+        properties: &[(&str, String)],
+        writer_features: &[&str],
+    ) -> Result<()> {
         let schema = self.schema()?;
         let now = now_ms();
         let mark = own_mark(self.version() + 1);
-        self.commit_actions(&[
-            json!({"commitInfo": commit_info("SET TBLPROPERTIES", now)}),
-            self.metadata_action(&schema, properties)?,
-            json!({"txn": {"appId": OWN_COMMIT, "version": mark, "lastUpdated": now}}),
-        ])
-        .map(|_| ())
+        let mut actions = vec![json!({"commitInfo": commit_info("SET TBLPROPERTIES", now)})];
+        actions.extend(self.protocol_action(&schema, writer_features)?);
+        actions.push(self.metadata_action(&schema, properties)?);
+        actions.push(json!({"txn": {"appId": OWN_COMMIT, "version": mark, "lastUpdated": now}}));
+        self.commit_actions(&actions).map(|_| ())
     }
 
     /// Makes the next commit of these actions, and goes on from it. Answers its version.
@@ -137,8 +145,8 @@ impl DeltaTable {
             .is_some_and(|mode| mode != "none")
     }
 
-    /// A new protocol, when the schema needs a feature the table does not have yet.
-    fn protocol_action(&self, schema: &Schema) -> Result<Option<Value>> {
+    /// A new protocol, when the schema needs a feature the table does not have yet, or its writers do.
+    fn protocol_action(&self, schema: &Schema, of_writers: &[&str]) -> Result<Option<Value>> {
         let wanted = features(schema);
         let current = self.snapshot.table_configuration().protocol();
         let mut protocol = serde_json::to_value(current)
@@ -155,7 +163,12 @@ impl DeltaTable {
             let Some(has) = has.as_array_mut() else {
                 continue;
             };
-            for feature in &wanted {
+            let more = if side == "writerFeatures" {
+                of_writers
+            } else {
+                &[]
+            };
+            for feature in wanted.iter().chain(more) {
                 if !has.iter().any(|known| known == feature) {
                     has.push((*feature).into());
                     changed = true;

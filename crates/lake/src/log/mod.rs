@@ -20,7 +20,7 @@ mod store;
 mod table;
 
 pub use checkpoint::{CheckpointDone, CheckpointJob};
-pub(crate) use commit::{Change, Commit, DeletedRows, NewFile};
+pub(crate) use commit::{CHANGES_DIR, Change, Commit, DeletedRows, NewFile};
 pub(crate) use deletion_vector::{Descriptor, serialized};
 pub(crate) use needed::{Names, TableAt, name_hash};
 pub(crate) use rows::LiveFile;

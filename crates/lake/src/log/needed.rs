@@ -72,6 +72,17 @@ impl TableAt {
         })
     }
 
+    /// The table at its newest version, whoever made it.
+    pub(crate) fn newest(&self) -> Result<Self> {
+        let snapshot = Snapshot::builder_from(Arc::clone(&self.snapshot))
+            .build(self.engine.as_ref())
+            .map_err(|e| kernel_error("open", &self.dir, e))?;
+        Ok(Self {
+            snapshot,
+            ..self.clone()
+        })
+    }
+
     /// Names of all files of the version, and of those removed since `removed_since_ms`.
     pub(crate) fn names(&self, removed_since_ms: i64) -> Result<Names> {
         let failed = |e| kernel_error("read the files of", &self.dir, e);

@@ -15,7 +15,7 @@ use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Result, failpoint};
 
 use crate::fs::{self as durable, io_error};
-use crate::log::{DeltaTable, Names, TableAt, name_hash};
+use crate::log::{CHANGES_DIR, DeltaTable, Names, TableAt, name_hash};
 use crate::{LakeSettings, RetentionSettings};
 
 /// Finds and removes what one table does not need any more; runs on any thread.
@@ -90,6 +90,8 @@ impl CleaningJob {
             self.now_ms,
         );
         let mut needed = table.names(before(all_versions.max(removed_files)))?;
+        // Another program may have committed since the owner did.
+        needed.extend(table.newest()?.names(i64::MAX)?);
         // The first of those that all stay may be one of the old ones later, and is older already than
         // what removed files are kept for.
         let keeps = |version: &u64| plan.old.contains(version) || plan.first == Some(*version);
@@ -110,6 +112,17 @@ impl CleaningJob {
         for file in log.iter().filter(|file| plan.remove.contains(&file.name)) {
             cleaned.log_files.push(table.log_dir().join(&file.name));
             cleaned.log_bytes += file.bytes;
+        }
+        // Named by commits alone, of versions that can each be read.
+        let feed = table.dir().join(CHANGES_DIR);
+        let age = all_versions.max(removed_files).max(CLOCK_SLACK);
+        if feed.is_dir() {
+            for file in read_dir(&feed)? {
+                if file.modified_ms < before(age) {
+                    cleaned.data_files.push(feed.join(&file.name));
+                    cleaned.data_bytes += file.bytes;
+                }
+            }
         }
         for file in read_dir(table.dir())? {
             let is_ours = [".parquet", ".bin"]

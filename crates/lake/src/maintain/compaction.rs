@@ -25,6 +25,7 @@ pub(crate) struct Input {
     /// In the table's directory.
     pub(crate) path: String,
     pub(crate) num_rows: u64,
+    pub(crate) size_bytes: u64,
     /// Rows that are left out.
     pub(crate) deleted: Arc<RoaringTreemap>,
 }
@@ -35,8 +36,15 @@ impl Input {
             segment,
             path: file.path.clone(),
             num_rows: file.num_rows,
+            size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
             deleted: Arc::clone(deleted),
         }
+    }
+
+    /// What so many of its rows take, about.
+    fn bytes_of(&self, rows: usize) -> u64 {
+        let bytes = u128::from(self.size_bytes) * rows as u128 / u128::from(self.num_rows.max(1));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     fn kept(&self) -> u64 {
@@ -53,6 +61,14 @@ pub(crate) struct Output {
     pub(crate) columns: SchemaRef,
     /// Of the handle that asked for it, by which it knows its own.
     pub(crate) ticket: u64,
+}
+
+/// A part of the work that was done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Worked {
+    pub took: Duration,
+    /// Read and written, about.
+    pub bytes: u64,
 }
 
 /// Files to be written as one.
@@ -92,12 +108,12 @@ impl CompactionJob {
         self.inputs.iter().map(Input::kept).sum()
     }
 
-    /// Writes the file. After each batch `rest` is told how long it took; it may sleep, and says
-    /// whether to go on: otherwise nothing is left, and none comes back.
+    /// Writes the file. After each batch `rest` is told what it took; it may sleep, and says whether to
+    /// go on: otherwise nothing is left, and none comes back.
     ///
     /// # Errors
     /// `LAKE_CORRUPT` when a file cannot be read as the log describes it; the lake's own.
-    pub fn run(self, rest: &dyn Fn(Duration) -> bool) -> Result<Option<Compacted>> {
+    pub fn run(self, rest: &dyn Fn(Worked) -> bool) -> Result<Option<Compacted>> {
         let Self {
             inputs,
             output,
@@ -116,7 +132,11 @@ impl CompactionJob {
                 let live = live_rows(&batch, first, &input.deleted)?;
                 first = end;
                 writer.write(&live)?;
-                if !rest(began.elapsed()) {
+                let worked = Worked {
+                    took: began.elapsed(),
+                    bytes: input.bytes_of(batch.num_rows()) + input.bytes_of(live.num_rows()),
+                };
+                if !rest(worked) {
                     return Ok(None);
                 }
                 began = Instant::now();

@@ -15,6 +15,6 @@ mod resting;
 
 pub(crate) use choose::{Candidate, Order, choose};
 pub use cleaning::{Cleaned, CleaningJob};
-pub use compaction::{Compacted, CompactionJob};
+pub use compaction::{Compacted, CompactionJob, Worked};
 pub(crate) use compaction::{Input, Output};
 pub use resting::{RestingTable, look_for_unneeded};

@@ -21,6 +21,7 @@ mod beside;
 mod compact;
 mod copy;
 mod evolve;
+mod feed;
 mod fill;
 mod index;
 mod open;
@@ -322,6 +323,7 @@ impl Silver {
     /// Commits what is staged together with `txns`, and makes it the new committed state.
     fn commit_staged(&mut self, txns: Vec<(String, i64)>) -> Result<u64> {
         self.stage.close_all(&mut self.segments)?;
+        let feed = self.write_feed()?;
         if self.settings.merge_mode != MergeMode::DeletionVectors {
             self.rewrite_thinned()?;
         }
@@ -330,6 +332,7 @@ impl Silver {
             adds: changes.adds,
             deletes: changes.deletes,
             removes: changes.removes,
+            feed,
             txns,
             ..Commit::default()
         };

@@ -76,8 +76,10 @@ impl Silver {
             ),
             ..lake.settings().clone()
         };
-        let (table, txns) =
+        let (mut table, txns) =
             open_or_create(&dir, owner, "silver", &wanted, &lake_settings, &properties)?;
+        // Of a table beside, nobody reads what became of its rows on the way.
+        table.set_change_feed(settings.change_data_feed && place == Place::Standing)?;
         let columns = table.schema()?;
         let metadata = parse_metadata(table.properties().get(PROPERTY_METADATA));
         let held: Vec<Field> = columns

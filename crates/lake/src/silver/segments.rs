@@ -67,6 +67,11 @@ impl Segment {
         descriptor.map(Descriptor::identity).unwrap_or_default()
     }
 
+    /// Whether it lost rows of the last commit.
+    pub(super) fn is_thinned(&self) -> bool {
+        self.committed && self.dirty
+    }
+
     pub(super) fn live_rows(&self) -> u64 {
         self.file.num_rows.saturating_sub(self.deleted.len())
     }
@@ -149,6 +154,22 @@ impl Segments {
 
     pub(super) fn is_dirty(&self) -> bool {
         !self.removed.is_empty() || self.by_id.values().any(|s| s.dirty || !s.committed)
+    }
+
+    /// Whether the next commit deletes rows, adds files or removes files with deletion vectors.
+    pub(super) fn touches_vectors(&self) -> bool {
+        let is_new = |segment: &Segment| !segment.committed && !segment.deleted.is_empty();
+        let mut all = self.by_id.values();
+        all.any(|segment| segment.is_thinned() || is_new(segment))
+            || self
+                .removed
+                .iter()
+                .any(|file| file.deletion_vector.is_some())
+    }
+
+    /// Committed files that the next commit removes, with all their rows.
+    pub(super) fn removed(&self) -> &[LiveFile] {
+        &self.removed
     }
 
     /// Marks a row deleted.

@@ -367,3 +367,58 @@ fn added_columns_are_null_before() {
     assert_eq!(bronze.position(), Lsn(20));
     assert_eq!(bronze.changes_after(Lsn::ZERO, 10).unwrap().count(), 0);
 }
+
+/// Each commit is a file; changes are of the second that their LSN says.
+#[test]
+fn old_changes_are_forgotten_file_by_file() {
+    let test = TestLake::new();
+    let schema = items(Identity::Key(vec![0]));
+    let open = || Bronze::open(&test.lake, &owner("items"), &schema).unwrap();
+    let mut bronze = open();
+    let copied = item_rows(&schema, &[row(1, "a", "b")]);
+    bronze.stage_copied(&copied, Lsn(5), 5_000_000).unwrap();
+    bronze.commit_copied().unwrap();
+    for lsns in [[10, 20], [30, 40], [50, 60]] {
+        for lsn in lsns {
+            let mut changes = batch(
+                &schema,
+                &[insert(lsn, row(i64::try_from(lsn).unwrap(), "a", "b"))],
+            );
+            changes.commit_time_micros = vec![i64::try_from(lsn).unwrap() * 1_000_000];
+            bronze.stage(&changes).unwrap();
+        }
+        bronze.commit(Lsn(lsns[1])).unwrap();
+    }
+    let left = |bronze: &Bronze| -> Vec<u64> {
+        let reader = bronze.changes_after(Lsn::ZERO, 100).unwrap();
+        reader
+            .flat_map(|batch| batch.unwrap().commit_lsn)
+            .map(|lsn| lsn.0)
+            .collect()
+    };
+    assert_eq!(bronze.forget(4_000_000, Lsn(100)).unwrap(), 0);
+    // Of the second file one change is young yet.
+    assert_eq!(
+        bronze.forget(35_000_000, Lsn(100)).unwrap(),
+        2,
+        "the copy and one more"
+    );
+    assert_eq!(left(&bronze), [30, 40, 50, 60]);
+    // What silver does not have stays.
+    assert_eq!(bronze.forget(99_000_000, Lsn(45)).unwrap(), 1);
+    assert_eq!(left(&bronze), [50, 60]);
+    drop(bronze);
+    let mut bronze = open();
+    assert_eq!((left(&bronze), bronze.position()), (vec![50, 60], Lsn(60)));
+    let next = batch(&schema, &[insert(70, row(70, "a", "b"))]);
+    bronze.stage(&next).unwrap();
+    bronze.commit(Lsn(70)).unwrap();
+    assert_eq!(left(&bronze), [50, 60, 70]);
+    assert_eq!(
+        read_table(bronze.dir())
+            .iter()
+            .map(|b| b.num_rows())
+            .sum::<usize>(),
+        3
+    );
+}

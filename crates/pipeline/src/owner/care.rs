@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use alluvium_change::{Error, Lsn, Result, surroundings};
 use alluvium_lake::{
     CheckpointDone, CheckpointJob, Cleaned, CleaningJob, Compacted, CompactionJob,
-    CompactionSettings, RetentionSettings, Silver,
+    CompactionSettings, RetentionSettings, Silver, Worked,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use super::{Event, TableOwner, is_of_lake};
 use crate::project::MaintainSettings;
 use crate::requests::{CareKind, PendingCare};
-use crate::status::TableStatus;
+use crate::status::{Phase, TableStatus};
 
 /// After a job that failed, the next of its kind waits so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -55,10 +55,26 @@ impl CareShare {
         }
     }
 
-    /// After so much work: sleeps as the share of a core asks for.
-    fn rest(&self, worked: Duration) {
+    /// After so much work: sleeps as the share of a core, and of the disk, asks for.
+    fn rest(&self, worked: Worked) {
         let share = f64::from(self.settings.cpu_percent.clamp(1, 100)) / 100.0;
-        std::thread::sleep(worked.mul_f64(1.0 / share - 1.0));
+        let of_disk = self
+            .settings
+            .io_bytes_per_sec
+            .map_or(Duration::ZERO, |rate| {
+                let micros = u128::from(worked.bytes) * 1_000_000 / u128::from(rate.max(1));
+                Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+            });
+        let whole = worked.took.mul_f64(1.0 / share).max(of_disk);
+        std::thread::sleep(whole.saturating_sub(worked.took));
+    }
+
+    /// How long it is until care may begin: nothing while it may.
+    fn opens_in(&self) -> Duration {
+        let window = self.settings.window;
+        window.map_or(Duration::ZERO, |window| {
+            window.opens_in(surroundings::now_ms())
+        })
     }
 }
 
@@ -119,6 +135,8 @@ pub(super) struct Care {
     retention: RetentionSettings,
     bronze: Kept,
     silver: Kept,
+    /// When to look for changes that are too old.
+    forget_at: Instant,
     asked: Vec<Asked>,
 }
 
@@ -150,6 +168,7 @@ impl Care {
             ends: Arc::default(),
             bronze: Kept::new(&retention, bronze),
             silver: Kept::new(&retention, silver),
+            forget_at: surroundings::instant(),
             asked: Vec::new(),
             retention,
         }
@@ -243,17 +262,17 @@ impl DueJob {
 }
 
 impl Job {
-    /// Does the work. After each part of it `rest` is told how long that took, and says whether the
-    /// rest of it is wanted.
-    fn run(self, rest: &dyn Fn(Duration) -> bool) -> Done {
+    /// Does the work. After each part of it `rest` is told what that took, and says whether the rest of
+    /// it is wanted.
+    fn run(self, rest: &dyn Fn(Worked) -> bool) -> Done {
         match self {
             Self::Checkpoint(job) => Done::Checkpoint(job.run()),
-            Self::Compaction(job) => Done::Compaction(if rest(Duration::ZERO) {
+            Self::Compaction(job) => Done::Compaction(if rest(Worked::default()) {
                 job.run(rest)
             } else {
                 Ok(None)
             }),
-            Self::Cleaning(job) => Done::Cleaning(if rest(Duration::ZERO) {
+            Self::Cleaning(job) => Done::Cleaning(if rest(Worked::default()) {
                 job.run()
             } else {
                 Ok(Cleaned::default())
@@ -323,8 +342,9 @@ impl TableOwner {
     fn compaction(&mut self, layer: Layer) -> Result<Option<CompactionJob>> {
         let by_hand = self.care.asked_for(CareKind::Optimize, layer);
         let settings = self.care.share.settings;
+        let is_closed = !self.care.share.opens_in().is_zero();
         let kept = self.care.of(layer);
-        let is_early = surroundings::instant() < kept.not_before || !settings.enabled;
+        let is_early = surroundings::instant() < kept.not_before || !settings.enabled || is_closed;
         if kept.compacting || (is_early && !by_hand) {
             return Ok(None);
         }
@@ -358,13 +378,18 @@ impl TableOwner {
     fn cleaning(&mut self, layer: Layer) -> Option<CleaningJob> {
         let version = match layer {
             // A reader of bronze may have files before it that are no longer current.
-            Layer::Bronze => self.catch_up.is_none().then(|| self.bronze.version()),
+            Layer::Bronze => (!self.reads_bronze()).then(|| self.bronze.version()),
             Layer::Silver => self.silver.as_ref().map(Silver::version),
         };
         let by_hand = self.care.asked_for(CareKind::Vacuum, layer);
         let (retention, settings) = (self.care.retention, self.care.share.settings);
+        let opens_in = self.care.share.opens_in();
         let kept = self.care.of(layer);
         let now = surroundings::instant();
+        if !by_hand && !opens_in.is_zero() {
+            kept.clean_at = kept.clean_at.max(now + opens_in);
+            return None;
+        }
         if !by_hand && (now < kept.clean_at || !settings.enabled) {
             return None;
         }
@@ -456,6 +481,43 @@ impl TableOwner {
         self.context.board.table(&table, change);
     }
 
+    fn bronze_failed(&mut self, error: Error) -> Vec<Event> {
+        if is_of_lake(&error) {
+            return vec![Event::Fatal(error)];
+        }
+        let at = self.position();
+        match self.break_at(at, Lsn::ZERO, &error) {
+            Ok(()) => vec![Event::PhaseChanged],
+            Err(error) => vec![Event::Fatal(error)],
+        }
+    }
+
+    /// Forgets changes that are older than bronze is to keep them, and that are in silver.
+    pub(super) fn forget_old_changes(&mut self) -> Vec<Event> {
+        let Some(kept) = self.care.share.settings.bronze_changes else {
+            return Vec::new();
+        };
+        let now = surroundings::instant();
+        let is_settled = self.phase == Phase::Live && self.beside.is_none();
+        if !is_settled || now < self.care.forget_at {
+            return Vec::new();
+        }
+        self.care.forget_at = now + (kept / 6).clamp(Duration::from_secs(1), CLEANING_EVERY);
+        let through = self.silver.as_ref().map(Silver::committed_position);
+        let kept_micros = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
+        let before = surroundings::now_ms()
+            .saturating_mul(1000)
+            .saturating_sub(kept_micros);
+        match self.bronze.forget(before, through.unwrap_or_default()) {
+            Ok(0) => Vec::new(),
+            Ok(files) => {
+                tracing::debug!(table = %self.table.schema.id, files, "old changes forgotten");
+                Vec::new()
+            }
+            Err(error) => self.bronze_failed(error),
+        }
+    }
+
     /// Puts files that were written anew in their place, where nothing is staged at the moment.
     pub(super) fn adopt_compacted(&mut self) -> Vec<Event> {
         for layer in [Layer::Bronze, Layer::Silver] {
@@ -478,16 +540,8 @@ impl TableOwner {
                     tracing::debug!(table = %self.table.schema.id, ?layer, ?version, "compacted");
                     self.note(|status| status.compactions += u64::from(version.is_some()));
                 }
-                Err(error) if layer == Layer::Silver || is_of_lake(&error) => {
-                    return self.failed(error);
-                }
-                Err(error) => {
-                    let at = self.position();
-                    return match self.break_at(at, Lsn::ZERO, &error) {
-                        Ok(()) => vec![Event::PhaseChanged],
-                        Err(error) => vec![Event::Fatal(error)],
-                    };
-                }
+                Err(error) if layer == Layer::Silver => return self.failed(error),
+                Err(error) => return self.bronze_failed(error),
             }
         }
         Vec::new()

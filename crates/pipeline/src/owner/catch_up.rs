@@ -40,6 +40,12 @@ impl TableOwner {
         self.silver_can_catch_up() || self.beside_can_catch_up()
     }
 
+    /// Whether bronze is being read into silver, or into the copy beside.
+    pub(super) fn reads_bronze(&self) -> bool {
+        let beside = self.beside.as_ref();
+        self.catch_up.is_some() || beside.is_some_and(|beside| beside.catch_up.is_some())
+    }
+
     fn silver_can_catch_up(&self) -> bool {
         self.phase == Phase::CatchingUp && (!self.is_level() || self.staged_through.is_none())
     }

@@ -128,10 +128,12 @@ impl TableOwner {
         let (lake, identity, settings) = (&self.context.lake, &self.identity, &self.settings);
         let beside = match self.beside.take().filter(fits) {
             Some(beside) => Some(beside),
-            None => {
-                let found = Silver::open_beside(lake, identity, schema, settings.clone())?;
-                found.map(Beside::of).filter(fits)
-            }
+            None => match Silver::open_beside(lake, identity, schema, settings.clone()) {
+                Ok(found) => found.map(Beside::of).filter(fits),
+                Err(error) if is_of_lake(&error) => return Err(error),
+                // Damaged: it begins again.
+                Err(_) => None,
+            },
         };
         self.beside = match beside {
             Some(beside) => Some(beside),
@@ -211,20 +213,27 @@ impl TableOwner {
         Ok(state.unwrap_or(CopyState::None))
     }
 
+    /// What another program did to the table that is copied into is settled when it is opened again, for
+    /// another copy.
+    pub(super) fn unless_foreign<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        match outcome {
+            Err(error) if self.is_for_us_to_settle(&error) => {
+                self.copy_wanted = true;
+                if self.beside.take().is_none() {
+                    self.silver = None;
+                    self.phase = Phase::Waiting;
+                }
+                Err(copy_again(&self.table.schema.id))
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Takes in rows of the next range. Ranges come in order without waiting for each other: after one
     /// that failed none is taken.
     pub(super) fn copied(&mut self, rows: CopiedRows) -> Result<()> {
-        let mut copied = self.stage_copied(rows);
-        if let Err(error) = &copied
-            && self.is_for_us_to_settle(error)
-        {
-            copied = Err(copy_again(&self.table.schema.id));
-            self.copy_wanted = true;
-            if self.beside.take().is_none() {
-                self.silver = None;
-                self.phase = Phase::Waiting;
-            }
-        }
+        let copied = self.stage_copied(rows);
+        let copied = self.unless_foreign(copied);
         self.copy_failed |= copied.is_err();
         copied
     }

@@ -47,6 +47,7 @@ impl TableOwner {
             Task::Look => Vec::new(),
         };
         events.extend(self.adopt_compacted());
+        events.extend(self.forget_old_changes());
         events
     }
 }

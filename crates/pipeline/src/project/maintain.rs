@@ -8,7 +8,7 @@ use alluvium_lake::{CompactionSettings, ForeignWriters, RetentionSettings};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::load::value_error;
+use super::load::{parse_bytes, value_error};
 
 /// Care of tables' files while the pipeline runs.
 #[derive(Debug, Clone, Copy)]
@@ -16,8 +16,14 @@ pub struct MaintainSettings {
     pub enabled: bool,
     /// Of one core, for writing files anew, of all tables together.
     pub cpu_percent: u8,
+    /// Read and written for that, of all tables together; none: as much as the CPU's share makes.
+    pub io_bytes_per_sec: Option<u64>,
+    /// When writing files anew and removing them may begin; none: always.
+    pub window: Option<Window>,
     pub compaction: CompactionSettings,
     pub retention: RetentionSettings,
+    /// How long bronze keeps changes; none: for ever.
+    pub bronze_changes: Option<Duration>,
     pub foreign: ForeignWriters,
 }
 
@@ -26,8 +32,11 @@ impl Default for MaintainSettings {
         Self {
             enabled: true,
             cpu_percent: 50,
+            io_bytes_per_sec: None,
+            window: None,
             compaction: CompactionSettings::default(),
             retention: RetentionSettings::default(),
+            bronze_changes: None,
             foreign: ForeignWriters::default(),
         }
     }
@@ -38,12 +47,16 @@ impl Default for MaintainSettings {
 pub(super) struct MaintainFile {
     enabled: Option<bool>,
     cpu_percent: Option<u8>,
+    io_per_second: Option<String>,
+    window: Option<String>,
     small_files: Option<usize>,
     deleted_percent: Option<u8>,
     all_versions: Option<String>,
     removed_files: Option<String>,
     old_versions: Option<String>,
     old_versions_every: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    bronze_changes: Option<Duration>,
     foreign: Option<ForeignFile>,
 }
 
@@ -111,6 +124,8 @@ impl MaintainFile {
         Ok(MaintainSettings {
             enabled: self.enabled.unwrap_or(defaults.enabled),
             cpu_percent: percent("cpu_percent", self.cpu_percent, defaults.cpu_percent)?,
+            io_bytes_per_sec: self.io_bytes_per_sec(file)?,
+            window: self.window(file)?,
             compaction: CompactionSettings {
                 small_files,
                 deleted_percent: percent(
@@ -121,8 +136,84 @@ impl MaintainFile {
                 ..written
             },
             retention,
+            bronze_changes: self.bronze_changes,
             foreign: self.foreign.map_or(defaults.foreign, ForeignWriters::from),
         })
+    }
+}
+
+impl MaintainFile {
+    fn io_bytes_per_sec(&self, file: &Path) -> Result<Option<u64>> {
+        let Some(text) = &self.io_per_second else {
+            return Ok(None);
+        };
+        let bytes = parse_bytes(text)
+            .filter(|bytes| *bytes > 0)
+            .ok_or_else(|| {
+                value_error(
+                    file,
+                    &format!("[maintain] io_per_second = \"{text}\" is not a size"),
+                    "write a number with a unit, such as \"50MiB\"",
+                )
+            })?;
+        Ok(Some(bytes))
+    }
+
+    fn window(&self, file: &Path) -> Result<Option<Window>> {
+        let Some(text) = &self.window else {
+            return Ok(None);
+        };
+        let window = Window::parse(text).ok_or_else(|| {
+            value_error(
+                file,
+                &format!("[maintain] window = \"{text}\" is no time of the day"),
+                "write from and to, in UTC, such as \"22:00-06:00\"",
+            )
+        })?;
+        Ok(Some(window))
+    }
+}
+
+/// Hours of each day, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    from_minute: u32,
+    /// Not in it any more. Where it is not after `from_minute`: of the next day.
+    to_minute: u32,
+}
+
+const DAY_MINUTES: u32 = 24 * 60;
+const MINUTE_MS: i64 = 60_000;
+
+impl Window {
+    fn parse(text: &str) -> Option<Self> {
+        let minute = |text: &str| {
+            let (hours, minutes) = text.trim().split_once(':')?;
+            let two_digits = |text: &str| (text.len() == 2).then(|| text.parse::<u32>().ok())?;
+            let (hours, minutes) = (two_digits(hours)?, two_digits(minutes)?);
+            (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
+        };
+        let (from, to) = text.split_once('-')?;
+        let window = Self {
+            from_minute: minute(from)?,
+            to_minute: minute(to)?,
+        };
+        (window.from_minute != window.to_minute).then_some(window)
+    }
+
+    /// How long after a moment, in milliseconds since 1970, it opens: nothing while it is open.
+    #[must_use]
+    pub fn opens_in(&self, now_ms: i64) -> Duration {
+        let of_day = now_ms.rem_euclid(i64::from(DAY_MINUTES) * MINUTE_MS);
+        let minute = u32::try_from(of_day / MINUTE_MS).unwrap_or_default();
+        let since = |from: u32| (minute + DAY_MINUTES - from) % DAY_MINUTES;
+        let length = (self.to_minute + DAY_MINUTES - self.from_minute) % DAY_MINUTES;
+        if since(self.from_minute) < length {
+            return Duration::ZERO;
+        }
+        let minutes = DAY_MINUTES - since(self.from_minute);
+        let ms = i64::from(minutes) * MINUTE_MS - of_day % MINUTE_MS;
+        Duration::from_millis(u64::try_from(ms).unwrap_or_default())
     }
 }
 
@@ -179,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn a_window_opens_once_a_day() {
+        let opens_in = |window: &str, hour: i64, minute: i64| {
+            let settings = read(&format!("window = \"{window}\"")).unwrap();
+            // Of some day, and half a minute.
+            let now_ms = (20_000 * 24 + hour) * 3_600_000 + minute * 60_000 + 30_000;
+            settings.window.unwrap().opens_in(now_ms).as_secs()
+        };
+        assert_eq!(opens_in("22:00-06:00", 21, 59), 30);
+        assert_eq!(opens_in("22:00-06:00", 22, 0), 0);
+        assert_eq!(opens_in("22:00-06:00", 5, 59), 0);
+        assert_eq!(opens_in("22:00-06:00", 6, 0), 16 * 3600 - 30);
+        assert_eq!(opens_in("01:30-02:00", 1, 45), 0);
+        assert_eq!(opens_in("01:30-02:00", 2, 0), 24 * 3600 - 1800 - 30);
+        assert_eq!(
+            read("io_per_second = \"50 MiB\"").unwrap().io_bytes_per_sec,
+            Some(50 << 20)
+        );
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         for wrong in [
             "all_versions = \"1 week\"",
@@ -188,6 +299,12 @@ mod tests {
             "cpu_percent = 0",
             "deleted_percent = 101",
             "small_files = 1",
+            "io_per_second = \"fast\"",
+            "io_per_second = \"0\"",
+            "window = \"22:00\"",
+            "window = \"22:00-24:00\"",
+            "window = \"6:00-7:00\"",
+            "window = \"06:00-06:00\"",
         ] {
             let error = read(wrong).unwrap_err();
             let key = wrong.split(' ').next().unwrap();

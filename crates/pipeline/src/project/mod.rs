@@ -212,6 +212,7 @@ pub struct TableSettings {
     /// How often a table with [`MergeMode::CopyOnWrite`] is committed.
     #[serde(deserialize_with = "maintain::duration")]
     pub commit_every: Option<Duration>,
+    pub change_data_feed: bool,
     /// For all columns that do not say otherwise.
     pub on_invalid: Option<OnInvalid>,
     pub column: BTreeMap<String, ColumnSettings>,

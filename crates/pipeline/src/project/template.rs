@@ -69,6 +69,8 @@ path = {lake_path}
 # enabled = true
 # Of one core, for writing files anew.
 # cpu_percent = 50
+# io_per_second = "50MiB"              # read and written for it; not limited unless set
+# window = "22:00-06:00"               # in UTC: when it may begin; always unless set
 # small_files = 10                     # so many of about one size become one
 # deleted_percent = 5                  # of a file's rows: beyond it the file is written anew
 # How long versions can be read: all of them, and of older ones one for each ...
@@ -77,6 +79,8 @@ path = {lake_path}
 # old_versions_every = "1d"
 # How long data files stay that no version needs any more.
 # removed_files = "1h"
+# How long bronze keeps changes: for ever unless set.
+# bronze_changes = "90d"
 # What other programs commit to the tables is kept where no row changed, and undone else: also "repair", "refuse".
 # foreign = "follow"
 
@@ -96,8 +100,9 @@ path = {lake_path}
 # exclude_columns = ["notes"]          # all but these
 # metadata_columns = ["_commit_lsn", "_commit_time", "_op"]
 # on_conflict = "stop"                 # or "repair"
-# merge_mode = "deletion_vectors"      # or "copy_on_write" for readers without them, "append_only" for logs
+# merge_mode = "copy_on_write"         # for readers without deletion vectors; "append_only" for logs
 # commit_every = "1min"                # of a table that is copied on write
+# change_data_feed = true              # for Spark's table_changes and delta-rs' load_cdf
 # on_invalid = "error"                 # values Delta cannot hold: "error", "clamp", "null" or "string"
 # [tables."public.orders".column."total"]
 # on_invalid = "null"

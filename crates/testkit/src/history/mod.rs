@@ -21,8 +21,8 @@ use alluvium_lake::read;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int64Type};
-use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 
 pub use source::{Heap, Random, Source};
 
@@ -229,6 +229,14 @@ pub fn item_rows_of(batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows = item_rows_in_order(batches);
     rows.sort();
     rows
+}
+
+/// Writes rows to a Parquet file, as another program would.
+pub fn write_file(path: &Path, rows: &RecordBatch) {
+    let file = File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, rows.schema(), None).unwrap();
+    writer.write(rows).unwrap();
+    writer.close().unwrap();
 }
 
 /// Rows of `items`, as they stand.

@@ -114,6 +114,11 @@ impl SimDisk {
         self.state().is_off
     }
 
+    /// Another program synced this directory.
+    pub(super) fn was_synced(&self, dir: &Path) {
+        self.state().entries.remove(dir);
+    }
+
     pub(super) fn cut_power(&self) {
         self.state().is_off = true;
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use alluvium_change::Lsn;
-use alluvium_lake::{LakeSettings, MergeMode, Owner, RetentionSettings, read};
+use alluvium_change::{Lsn, TableSchema, surroundings};
+use alluvium_lake::{LakeSettings, MergeMode, Owner, RetentionSettings, SilverSettings, read};
 use alluvium_testkit::history::{Row, item_rows_of, read_columns, read_files};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 
 use super::super::command::Shown;
+use super::foreign::{self, Deed, Found};
 use super::log::{Log, State};
 use super::world::{Law, Transaction, shown};
 
@@ -30,6 +31,7 @@ pub(super) struct Laws {
     app_id: String,
     retention: RetentionSettings,
     has_vectors: bool,
+    feeds_changes: bool,
     /// In order, from the first on.
     seen: Vec<Seen>,
     durable: Lsn,
@@ -40,14 +42,15 @@ impl Laws {
         root: &Path,
         owner: &Owner,
         settings: &LakeSettings,
-        mode: MergeMode,
+        silver: &SilverSettings,
     ) -> Self {
         Self {
             log: Log::new(&root.join("silver").join(&owner.name)),
             bronze: root.join("bronze").join(&owner.name),
             app_id: owner.app_id(),
             retention: settings.retention,
-            has_vectors: mode == MergeMode::DeletionVectors,
+            has_vectors: silver.merge_mode == MergeMode::DeletionVectors,
+            feeds_changes: silver.change_data_feed,
             seen: Vec::new(),
             durable: Lsn::ZERO,
         }
@@ -80,8 +83,11 @@ impl Laws {
     }
 
     /// Where the source was when it had exactly the rows of a version. None while the table is copied,
-    /// and until its rows of several snapshots have become one.
+    /// until its rows of several snapshots have become one, and where another program made it.
     fn exact_position(&self, state: &State) -> Option<u64> {
+        if state.is_foreign {
+            return None;
+        }
         let settled = self.lsn(state, "/reconcile_until").unwrap_or(0);
         self.lsn(state, "").filter(|position| *position >= settled)
     }
@@ -94,7 +100,14 @@ impl Laws {
             let before = before.unwrap_or_default();
             let was = self.lsn(&before, "");
             let was_exact = self.exact_position(&before).is_some();
-            let state = self.log.next(before, version)?;
+            let state = self.log.next(before.clone(), version)?;
+            // A version is looked at again after a start: what it fed may be too old by then.
+            let kept_ms = i64::try_from(self.retention.all_versions.as_millis()).unwrap();
+            let age_ms = surroundings::now_ms() - self.log.committed_ms(version);
+            if self.feeds_changes && age_ms <= kept_ms {
+                let of = |e| format!("version {version}: {e}");
+                self.log.check_feed(&before, &state).map_err(of)?;
+            }
             let is = self.lsn(&state, "");
             if is.is_some() && is < was {
                 return Err(format!("version {version} is at {is:?}, after {was:?}"));
@@ -102,7 +115,7 @@ impl Laws {
             if !self.has_vectors && state.files.values().any(Option::is_some) {
                 return Err(format!("version {version} has deletion vectors"));
             }
-            if was_exact && self.exact_position(&state).is_none() {
+            if was_exact && !state.is_foreign && self.exact_position(&state).is_none() {
                 return Err(format!(
                     "version {version} is that of no moment, after {was:?}"
                 ));
@@ -118,6 +131,35 @@ impl Laws {
                 committed_ms: self.log.committed_ms(version),
             });
         }
+        Ok(())
+    }
+
+    pub(super) fn silver(&self) -> &Path {
+        self.log.dir()
+    }
+
+    /// Another program commits to silver.
+    pub(super) fn foreign(
+        &mut self,
+        deed: Deed,
+        schema: &TableSchema,
+        name: &str,
+        now_ms: i64,
+    ) -> Law {
+        let Some(newest) = self.seen.last().cloned() else {
+            return Ok(());
+        };
+        let rows = self.log.rows(&newest.state)?;
+        let earlier: Vec<&State> = self.seen.iter().map(|seen| &seen.state).collect();
+        let found = Found {
+            dir: self.log.dir(),
+            version: newest.version,
+            state: &newest.state,
+            rows: &rows,
+            earlier: &earlier,
+            now_ms,
+        };
+        foreign::commit(deed, &found, schema, name);
         Ok(())
     }
 

@@ -2,13 +2,14 @@
 //! (<https://github.com/delta-io/delta/blob/master/PROTOCOL.md>). It reads each commit and each file
 //! once: a simulation looks at every version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use alluvium_testkit::history::{Row, item_rows_in_order, read_file};
+use arrow::array::AsArray;
 use roaring::RoaringTreemap;
 use serde_json::Value;
 
@@ -18,6 +19,16 @@ pub(super) struct State {
     pub(super) txns: BTreeMap<String, i64>,
     /// The deletion vector of each data file: where it is, and from which byte on.
     pub(super) files: BTreeMap<String, Option<(String, u64)>>,
+    /// What the last commit says that it did to rows.
+    pub(super) feed: Option<String>,
+    /// It deleted rows of files that stay.
+    thins: bool,
+    /// As they were added.
+    pub(super) adds: BTreeMap<String, Value>,
+    /// The last commit is another program's.
+    pub(super) is_foreign: bool,
+    /// It puts back what another program took.
+    undoes: bool,
 }
 
 pub(super) struct Log {
@@ -54,6 +65,10 @@ impl Log {
         let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let text_of = |value: &Value, name: &str| value[name].as_str().unwrap().to_owned();
         let mut added = Vec::new();
+        let mut removed = BTreeSet::new();
+        (state.feed, state.thins) = (None, false);
+        (state.is_foreign, state.undoes) = (false, false);
+        let mut adds = Vec::new();
         for line in text.lines() {
             let action: Value = serde_json::from_str(line).map_err(|e| format!("{line}: {e}"))?;
             if let Some(add) = action.get("add") {
@@ -64,15 +79,67 @@ impl Log {
                     (path, vector["offset"].as_u64().unwrap_or(1))
                 });
                 added.push((text_of(add, "path"), vector));
+                adds.push((text_of(add, "path"), add.clone()));
             } else if let Some(remove) = action.get("remove") {
-                state.files.remove(&text_of(remove, "path"));
+                let path = text_of(remove, "path");
+                state.files.remove(&path);
+                state.adds.remove(&path);
+                if remove["dataChange"] == true {
+                    removed.insert(path);
+                }
+            } else if let Some(feed) = action.get("cdc") {
+                state.feed = Some(text_of(feed, "path"));
+            } else if let Some(info) = action.get("commitInfo") {
+                state.is_foreign = info["engineInfo"] == "another";
+                state.undoes = info["operation"] == "RESTORE" && !state.is_foreign;
             } else if let Some(txn) = action.get("txn") {
                 let version = txn["version"].as_i64().unwrap();
                 state.txns.insert(text_of(txn, "appId"), version);
             }
         }
+        state.thins = added.iter().any(|(path, _)| removed.contains(path));
         state.files.extend(added);
+        state.adds.extend(adds);
         Ok(state)
+    }
+
+    /// Whether what the commit of `after` says of itself leads from the one state to the other.
+    pub(super) fn check_feed(&mut self, before: &State, after: &State) -> Result<(), String> {
+        let Some(feed) = &after.feed else {
+            return match after.thins && !after.is_foreign && !after.undoes {
+                true => Err("it deletes rows, and has no change data".to_owned()),
+                false => Ok(()),
+            };
+        };
+        let file = self.dir.join(feed);
+        if !file.exists() {
+            return Err(format!("there is no \"{feed}\""));
+        }
+        let batches = read_file(&file, None);
+        let kinds = batches.iter().flat_map(|batch| {
+            let kinds = batch.column_by_name("_change_type").unwrap();
+            let kinds = kinds.as_string::<i32>();
+            kinds
+                .iter()
+                .map(|kind| kind.unwrap().to_owned())
+                .collect::<Vec<_>>()
+        });
+        let mut rows = self.rows(before)?;
+        let mut came = Vec::new();
+        for (row, kind) in item_rows_in_order(&batches).into_iter().zip(kinds) {
+            if matches!(kind.as_str(), "insert" | "update_postimage") {
+                came.push(row);
+                continue;
+            }
+            let at = rows.binary_search(&row);
+            rows.remove(at.map_err(|_| format!("{kind} of {row:?}, which was not there"))?);
+        }
+        rows.extend(came);
+        rows.sort();
+        if rows != self.rows(after)? {
+            return Err("its change data do not lead to it".to_owned());
+        }
+        Ok(())
     }
 
     /// The rows of a state, sorted.

@@ -1,9 +1,16 @@
 //! What happens in a simulation: a list of steps that follows from its seed, so that it can be made
 //! shorter.
 
+use std::time::Duration;
+
+use alluvium_lake::{
+    CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, RetentionSettings,
+};
 use alluvium_testkit::history::Random;
+use tempfile::TempDir;
 
 use super::disk::Fault;
+use super::foreign::Deed;
 
 /// One thing that happens. Numbers are taken modulo what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub(super) enum Step {
     Copy(u32),
     /// The table is to be copied again.
     Resync,
+    /// Another program commits to silver.
+    Foreign(Deed),
     /// A job that is due runs, and ends.
     RunJob(usize),
     /// The owner hears of a job that ended.
@@ -56,8 +65,20 @@ type Choice = fn(&mut Random) -> Step;
 pub(super) fn steps(seed: u64) -> Vec<Step> {
     let mut random = Random(seed);
     let weights: [u64; 10] = std::array::from_fn(|_| 1 + random.below(10));
-    let [writes, cares, faults, ends, reads, copies, times, ..] = weights;
-    let choices: [(u64, Choice); 15] = [
+    let [
+        writes,
+        cares,
+        faults,
+        ends,
+        reads,
+        copies,
+        times,
+        others,
+        ..,
+    ] = weights;
+    // In half of the seeds nobody else writes.
+    let foreigners = others.saturating_sub(5) / 2;
+    let choices: [(u64, Choice); 16] = [
         (writes * 3, |r| Step::Write(1 + small(r, 12))),
         (writes * 3, |r| Step::Deliver {
             transactions: 1 + small(r, 4),
@@ -72,6 +93,14 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
             Step::Copy(1 + u32::try_from(r.below(4)).unwrap())
         }),
         (copies / 4, |_| Step::Resync),
+        (foreigners, |r| {
+            Step::Foreign(match r.below(4) {
+                0 | 1 => Deed::Optimize,
+                2 => Deed::Delete(small(r, 8)),
+                _ if r.chance(50) => Deed::Append(small(r, 8)),
+                _ => Deed::Restore(small(r, 20)),
+            })
+        }),
         (cares * 2, |r| Step::RunJob(small(r, 8))),
         (cares * 2, |r| Step::FinishJob(small(r, 8))),
         (times * 2, |r| Step::Pass {
@@ -113,6 +142,38 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
 
 fn small(random: &mut Random, end: u64) -> usize {
     usize::try_from(random.below(end)).unwrap()
+}
+
+/// Settings of a kind that a seed has: everything small, so that all of it happens often.
+pub(super) fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    LakeSettings {
+        compression: Compression::Uncompressed,
+        target_file_bytes: [600, 5_000, 1 << 20][random.below(3) as usize],
+        delta_checkpoint_every_commits: 2 + random.below(6),
+        staging_bytes: [1, 1 << 20][random.below(2) as usize],
+        share_from_rows: [1, 1000][random.below(2) as usize],
+        index: IndexSettings {
+            dir: Some(dir.path().join("index")),
+            memory_bytes: usize::MAX,
+            saved_from_rows: 0,
+            saved_from_changes: 20,
+        },
+        compaction: CompactionSettings {
+            small_files: 2,
+            deleted_percent: [10, 90][random.below(2) as usize],
+            least_deleted_rows: 1,
+        },
+        retention: RetentionSettings {
+            all_versions: minutes([0, 5, 60][random.below(3) as usize]),
+            removed_files: minutes([0, 5, 60][random.below(3) as usize]),
+            old_versions: minutes(24 * 60),
+            old_versions_every: minutes(60),
+        },
+        recent_bytes: 1 << 20,
+        foreign: [ForeignWriters::Follow, ForeignWriters::Repair][random.below(2) as usize],
+        ..LakeSettings::default()
+    }
 }
 
 /// The steps without those that are not needed for it to fail.

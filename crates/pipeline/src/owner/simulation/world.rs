@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, surroundings};
-use alluvium_lake::{
-    CompactionSettings, Compression, CopyState, IndexSettings, Lake, LakeSettings, MergeMode,
-    RetentionSettings, SilverSettings, disk,
+use alluvium_change::{
+    ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, code, surroundings,
 };
+use alluvium_lake::{CopyState, Lake, LakeSettings, MergeMode, SilverSettings, disk};
 use alluvium_source_postgres::catalog::{SourceTable, sample_table};
 use alluvium_testkit::history::{Change, Random, Row, Source, batch, item_rows};
 use tempfile::TempDir;
@@ -22,7 +21,7 @@ use super::super::task::Task;
 use super::super::{CareShare, OwnerContext, TableOwner, is_of_lake};
 use super::disk::SimDisk;
 use super::laws::Laws;
-use super::plan::Step;
+use super::plan::{Step, settings};
 use crate::acknowledge::Acknowledger;
 use crate::project::MaintainSettings;
 use crate::status::{Phase, StatusBoard};
@@ -70,41 +69,12 @@ pub(super) struct World {
     source: Source,
     log: Vec<Transaction>,
     process: Option<Process>,
+    /// A copy went on under a later snapshot, so that a value may be missing, or another program wrote.
+    may_need_copy: bool,
     /// What the source was told: it need not send it again.
     told: Lsn,
     laws: Laws,
     _dir: TempDir,
-}
-
-/// Settings of a kind that a seed has: everything small, so that all of it happens often.
-fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    LakeSettings {
-        compression: Compression::Uncompressed,
-        target_file_bytes: [600, 5_000, 1 << 20][random.below(3) as usize],
-        delta_checkpoint_every_commits: 2 + random.below(6),
-        staging_bytes: [1, 1 << 20][random.below(2) as usize],
-        share_from_rows: [1, 1000][random.below(2) as usize],
-        index: IndexSettings {
-            dir: Some(dir.path().join("index")),
-            memory_bytes: usize::MAX,
-            saved_from_rows: 0,
-            saved_from_changes: 20,
-        },
-        compaction: CompactionSettings {
-            small_files: 2,
-            deleted_percent: [10, 90][random.below(2) as usize],
-            least_deleted_rows: 1,
-        },
-        retention: RetentionSettings {
-            all_versions: minutes([0, 5, 60][random.below(3) as usize]),
-            removed_files: minutes([0, 5, 60][random.below(3) as usize]),
-            old_versions: minutes(24 * 60),
-            old_versions_every: minutes(60),
-        },
-        recent_bytes: 1 << 20,
-        ..LakeSettings::default()
-    }
 }
 
 impl World {
@@ -151,7 +121,7 @@ impl World {
             name: "items".to_owned(),
         };
         // Not decided rightly in the middle of a transaction, or of a copy.
-        let mut source = Source::new(random.draw(), identity, 24);
+        let mut source = Source::new(random.draw(), identity.clone(), 24);
         source.direct_exchanges = false;
         let silver = SilverSettings {
             merge_mode: if random.chance(25) {
@@ -160,10 +130,12 @@ impl World {
             } else {
                 MergeMode::DeletionVectors
             },
+            change_data_feed: random.chance(25),
             ..SilverSettings::default()
         };
         Self {
-            laws: Laws::new(&root, &identity_of_owner, &settings, silver.merge_mode),
+            may_need_copy: matches!(identity, Identity::Key(_)),
+            laws: Laws::new(&root, &identity_of_owner, &settings, &silver),
             root,
             disk,
             settings,
@@ -295,6 +267,13 @@ impl World {
             }
             Step::Copy(pages) => self.copy(pages)?,
             Step::Resync => self.resync()?,
+            Step::Foreign(deed) => {
+                self.may_need_copy = true;
+                let name = format!("foreign-{:016x}.parquet", self.random.draw());
+                let now_ms = surroundings::now_ms();
+                self.laws.foreign(deed, &self.table.schema, &name, now_ms)?;
+                self.disk.was_synced(&self.laws.silver().join("_delta_log"));
+            }
             Step::RunJob(nth) => {
                 self.run_job(nth);
                 self.laws.check_files(surroundings::now_ms())?;
@@ -369,9 +348,7 @@ impl World {
                 Event::Durable { cut, .. } => process.acknowledger.done(cut),
                 Event::PhaseChanged => {}
                 // Of a copy that went on under a later snapshot, a value may be missing.
-                Event::NeedsCopy(_) if matches!(self.table.schema.identity, Identity::Key(_)) => {
-                    process.copying = None;
-                }
+                Event::NeedsCopy(_) if self.may_need_copy => process.copying = None,
                 Event::NeedsCopy(_) => return Err("it asks for a copy".to_owned()),
                 Event::Fatal(error) => fatal = Some(error),
             }
@@ -493,6 +470,12 @@ impl World {
         self.command(make(reply))?;
         match answer.try_recv() {
             Ok(Ok(answer)) => Ok(Some(answer)),
+            Ok(Err(error)) if error.is(&code::COPY_AGAIN) && self.may_need_copy => {
+                if let Some(process) = &mut self.process {
+                    process.copying = None;
+                }
+                Ok(None)
+            }
             Ok(Err(error)) => self.failed(&error).map(|()| None),
             Err(_) => Ok(None),
         }
@@ -641,9 +624,12 @@ impl World {
             self.step(Step::Copy(10))?;
             self.step(Step::Acknowledge)?;
             self.step(Step::CatchUp)?;
+            // What waits for its commit gets it.
+            self.step(Step::Pass { seconds: 60 })?;
             let is_quiet = self.process.as_ref().is_some_and(|p| {
                 let (all, owner) = (p.sent == self.log.len(), &p.owner);
-                all && owner.phase == Phase::Live && owner.beside.is_none()
+                let waits = owner.held_until().is_some();
+                all && owner.phase == Phase::Live && owner.beside.is_none() && !waits
             });
             match (is_quiet, restarted) {
                 (true, true) => return self.finished(),
