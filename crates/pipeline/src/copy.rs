@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::owner::{Command, CopiedRows, OwnerHandle, Reached, is_of_lake};
 use crate::requests::Pending;
-use crate::status::{ErrorStatus, Phase, StatusBoard, TableStatus};
+use crate::status::{ErrorStatus, StatusBoard, TableStatus};
 
 /// A table to be copied.
 #[derive(Clone)]
@@ -201,7 +201,7 @@ pub(crate) async fn copy_all(
             }
             Err(error) => {
                 for target in &targets {
-                    fail(&context.board, target, &error).await?;
+                    fail(target, &error).await?;
                 }
                 return Err(error);
             }
@@ -484,7 +484,7 @@ impl Shared {
         if error.is(&code::COPY_AGAIN) {
             tracing::info!(table = %target.table.schema.id, error = %error, "copying later");
         } else {
-            fail(&self.context.board, target, &error).await?;
+            fail(target, &error).await?;
         }
         Ok(None)
     }
@@ -502,26 +502,13 @@ fn is_tables_own(error: &Error) -> bool {
     .any(|code| error.is(code))
 }
 
-async fn fail(board: &StatusBoard, target: &CopyTarget, error: &Error) -> Result<()> {
-    let table = target.table.id();
+/// Has the table's owner give up the copy.
+async fn fail(target: &CopyTarget, error: &Error) -> Result<()> {
     let error = ErrorStatus::from(error);
-    let is_resyncing = |status: &TableStatus| status.resyncing;
-    if board.of_table(&table.to_string(), is_resyncing) == Some(true) {
-        return target.owner.send(Command::HaltCopy(error)).await;
-    }
-    tracing::error!(
-        table = %table,
-        code = error.code,
-        error = error.message,
-        detail = error.detail,
-        hint = error.hint,
-        "copying of the table stopped, the others go on"
-    );
-    board.table(&table.to_string(), |status| {
-        status.phase = Phase::Stopped;
-        status.error = Some(error);
-    });
-    Ok(())
+    target
+        .owner
+        .ask(|reply| Command::HaltCopy { error, reply })
+        .await
 }
 
 /// The last rows of a range, read and not handed over.

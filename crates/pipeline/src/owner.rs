@@ -313,7 +313,12 @@ impl TableOwner {
                 }
                 events.push(Event::PhaseChanged);
             }
-            Command::HaltCopy(error) => events.push(self.halt_copy(error)),
+            Command::HaltCopy { error, reply } => {
+                events.push(self.halt_copy(error));
+                // Whoever asked looks at the status next.
+                self.tell_status();
+                let _ = reply.send(Ok(()));
+            }
             Command::Passed(position) => self.passed = position,
             Command::Restarted => {
                 if let Err(error) = self.restarted() {

@@ -55,6 +55,10 @@ impl TableAt {
         log_dir(&self.dir)
     }
 
+    pub(crate) fn version(&self) -> u64 {
+        self.snapshot.version()
+    }
+
     /// The version of the Delta checkpoint from which on the table's owner knows its commits.
     pub(crate) fn checkpoint_version(&self) -> Option<u64> {
         self.snapshot.log_segment().checkpoint_version

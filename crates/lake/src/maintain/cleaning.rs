@@ -89,9 +89,13 @@ impl CleaningJob {
             &self.retention,
             self.now_ms,
         );
-        let mut needed = table.names(before(all_versions.max(removed_files)))?;
-        // Another program may have committed since the owner did.
-        needed.extend(table.newest()?.names(i64::MAX)?);
+        let since_ms = before(all_versions.max(removed_files));
+        let mut needed = table.names(since_ms)?;
+        // The owner, or another program, may have committed since it was ordered.
+        let newest = table.newest()?;
+        if newest.version() != table.version() {
+            needed.extend(newest.names(since_ms)?);
+        }
         // The first of those that all stay may be one of the old ones later, and is older already than
         // what removed files are kept for.
         let keeps = |version: &u64| plan.old.contains(version) || plan.first == Some(*version);

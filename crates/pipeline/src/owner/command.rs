@@ -89,8 +89,11 @@ pub(crate) enum Command {
         ended: Lsn,
         error: Error,
     },
-    /// The copy taken beside the table cannot go on.
-    HaltCopy(ErrorStatus),
+    /// The copy that is under way cannot go on.
+    HaltCopy {
+        error: ErrorStatus,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// Every change up to here is in bronze; told while a copy waits for it.
     Passed(Lsn),
     /// The stream starts again: parts of a cut that never ended are void.

@@ -76,15 +76,18 @@ impl TableOwner {
         Ok(())
     }
 
+    /// Whether changes come to silver.
+    fn is_followed(&self) -> bool {
+        matches!(self.phase, Phase::Live | Phase::CatchingUp)
+    }
+
     /// Whether silver follows the source while the table is copied beside.
     fn goes_on(&self) -> bool {
         let fits = |silver: &Silver| {
             silver.schema().columns == self.table.schema.columns
                 && silver.is_copy_of(&self.table.schema)
         };
-        !self.broken
-            && matches!(self.phase, Phase::Live | Phase::CatchingUp)
-            && self.silver.as_ref().is_some_and(fits)
+        !self.broken && self.is_followed() && self.silver.as_ref().is_some_and(fits)
     }
 
     pub(super) fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
@@ -299,7 +302,7 @@ impl TableOwner {
         if is_of_lake(&error) {
             return vec![Event::Fatal(error)];
         }
-        let goes_on = matches!(self.phase, Phase::Live | Phase::CatchingUp);
+        let goes_on = self.is_followed();
         let mut events = Vec::new();
         if self.silver.is_none() && goes_on {
             self.phase = Phase::CatchingUp;
@@ -309,7 +312,8 @@ impl TableOwner {
             }
         }
         if !error.is(&code::COPY_AGAIN) && !self.is_for_us_to_settle(&error) {
-            events.push(self.halt_copy(ErrorStatus::from(&error)));
+            self.tell_not_copied_afresh(ErrorStatus::from(&error));
+            events.push(Event::PhaseChanged);
             return events;
         }
         tracing::warn!(table = %self.table.schema.id, error = %error, "copying the table again");
@@ -321,11 +325,26 @@ impl TableOwner {
         events
     }
 
-    /// The copy beside stays as far as it came: the next run goes on with it. The table goes on as it was,
-    /// or stays stopped.
+    /// What was copied stays: the next run goes on with it.
     pub(super) fn halt_copy(&mut self, error: ErrorStatus) -> Event {
+        match (&self.beside, self.phase) {
+            (Some(_), _) => self.tell_not_copied_afresh(error),
+            (None, Phase::Waiting | Phase::Copying) => {
+                self.tell_not_copied(error, "copying of the table stopped, the others go on");
+            }
+            // Copied before the error came, or stopped for a reason of its own.
+            (None, _) => {}
+        }
+        Event::PhaseChanged
+    }
+
+    fn tell_not_copied_afresh(&mut self, error: ErrorStatus) {
         self.beside = None;
-        if !matches!(self.phase, Phase::Live | Phase::CatchingUp) {
+        self.tell_not_copied(error, "the table is not copied afresh, and is as it was");
+    }
+
+    fn tell_not_copied(&mut self, error: ErrorStatus, outcome: &str) {
+        if !self.is_followed() {
             self.phase = Phase::Stopped;
         }
         tracing::error!(
@@ -334,13 +353,12 @@ impl TableOwner {
             error = error.message,
             detail = error.detail,
             hint = error.hint,
-            "the table is not copied afresh, and is as it was"
+            "{outcome}"
         );
         self.context
             .board
             .table(&self.table.schema.id.to_string(), |status| {
                 status.error = Some(error);
             });
-        Event::PhaseChanged
     }
 }

@@ -7,11 +7,14 @@
     reason = "tests fail by panicking"
 )]
 
-use alluvium_change::Op;
+use alluvium_change::{Op, code};
 use alluvium_lake::LakeSettings;
 use arrow::array::{Int32Array, RecordBatch, StringArray};
 
+use tokio::sync::oneshot;
+
 use super::*;
+use crate::status::{ErrorStatus, TableStatus};
 use crate::testing::table;
 
 /// The owner of a table, which is being copied under a snapshot at 5.
@@ -121,4 +124,23 @@ fn a_cut_does_not_wait_for_what_was_left_before_it() {
     assert_eq!((silver_rows(&owner), owner.phase), (0, Phase::CatchingUp));
     catch_up(&mut owner);
     assert_eq!((silver_rows(&owner), owner.phase), (2, Phase::Live));
+}
+
+/// Its owner says what a table's phase is: told by another, it would say otherwise at the next cut.
+#[test]
+fn a_copy_that_cannot_go_on_stays_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = copying(&dir);
+    let (reply, mut answer) = oneshot::channel();
+    let error = ErrorStatus::from(&Error::new(&code::VALUE, "NaN"));
+    owner.perform(Command::HaltCopy { error, reply });
+    assert!(answer.try_recv().unwrap().is_ok());
+    cut(&mut owner, 1, 50, true);
+    let told = |status: &TableStatus| {
+        let message = status.error.as_ref().map(|error| error.message.clone());
+        (status.phase, message)
+    };
+    let name = owner.table.schema.id.to_string();
+    let stopped = (Phase::Stopped, Some("NaN".to_owned()));
+    assert_eq!(owner.context.board.of_table(&name, told), Some(stopped));
 }

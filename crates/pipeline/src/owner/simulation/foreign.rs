@@ -52,7 +52,10 @@ pub(super) fn commit(deed: Deed, found: &Found<'_>, schema: &TableSchema, name: 
             write_file(&whole, &item_rows(schema, found.rows));
             touch(&whole, found.now_ms);
             let size = fs::metadata(&whole).unwrap().len();
-            let mut actions: Vec<Value> = files.iter().map(|add| remove(add, false)).collect();
+            let mut actions: Vec<Value> = files
+                .iter()
+                .map(|add| remove(add, false, found.now_ms))
+                .collect();
             let stats = json!({"numRecords": found.rows.len()}).to_string();
             actions.push(json!({"add": {
                 "path": name, "partitionValues": {}, "size": size, "modificationTime": found.now_ms,
@@ -60,7 +63,7 @@ pub(super) fn commit(deed: Deed, found: &Found<'_>, schema: &TableSchema, name: 
             }}));
             actions
         }
-        Deed::Delete(at) => vec![remove(nth(at).unwrap_or(first), true)],
+        Deed::Delete(at) => vec![remove(nth(at).unwrap_or(first), true, found.now_ms)],
         Deed::Append(at) => {
             let mut add = nth(at).unwrap_or(first).clone();
             let _ = fs::hard_link(
@@ -88,7 +91,7 @@ pub(super) fn commit(deed: Deed, found: &Found<'_>, schema: &TableSchema, name: 
             let gone = files
                 .iter()
                 .filter(|add| !same(add, &back))
-                .map(|add| remove(add, true));
+                .map(|add| remove(add, true, found.now_ms));
             let came = back.iter().filter(|add| !same(add, &files)).map(|add| {
                 let mut add = (*add).clone();
                 add["dataChange"] = true.into();
@@ -114,9 +117,9 @@ fn touch(path: &Path, now_ms: i64) {
     file.set_modified(UNIX_EPOCH + since).unwrap();
 }
 
-fn remove(add: &Value, data_change: bool) -> Value {
+fn remove(add: &Value, data_change: bool, now_ms: i64) -> Value {
     let mut remove = json!({
-        "path": add["path"], "deletionTimestamp": 0, "dataChange": data_change,
+        "path": add["path"], "deletionTimestamp": now_ms, "dataChange": data_change,
         "extendedFileMetadata": true, "partitionValues": {}, "size": add["size"],
     });
     if !add["deletionVector"].is_null() {
