@@ -17,9 +17,7 @@ def run(context) -> None:
     rows, updates = context.size(10_000_000, 1_000_000), context.size(3_000_000, 500_000)
     seconds = context.size(180, 20)
     server, db = context.server(), "b10orders"
-    server.create(db)
-    data.fill(server, db, "orders", rows)
-    server.sql(db, "CREATE TABLE progress (id int PRIMARY KEY, n bigint)", "INSERT INTO progress VALUES (1, -1)")
+    data.fill_orders_with_progress(server, db, rows)
     project = context.project(db)
     project.catch_up()
     project.freeze()

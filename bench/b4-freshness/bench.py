@@ -108,9 +108,7 @@ def run(context) -> None:
     seconds = context.size(300, 15)
     rounds = 1 if context.quick else min(context.repeat, 3)
     server, db = context.server(), "b4orders"
-    server.create(db)
-    data.fill(server, db, "orders", ROWS)
-    server.sql(db, "CREATE TABLE progress (id int PRIMARY KEY, n bigint)", "INSERT INTO progress VALUES (1, -1)")
+    data.fill_orders_with_progress(server, db, ROWS)
     project = context.project(db)
     project.catch_up()
     for round_ in range(rounds):

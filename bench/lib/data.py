@@ -29,6 +29,13 @@ def fill(server: Server, db: str, table: str, rows: int) -> None:
     server.sql(db, create, f"INSERT INTO {table} SELECT {row} FROM generate_series(1::bigint, {rows}) g", f"VACUUM (FREEZE, ANALYZE) {table}", "CHECKPOINT")
 
 
+def fill_orders_with_progress(server: Server, db: str, rows: int) -> None:
+    """A database with `orders`, and with `progress`: one row, by which is seen how far changes have come."""
+    server.create(db)
+    fill(server, db, "orders", rows)
+    server.sql(db, "CREATE TABLE progress (id int PRIMARY KEY, n bigint)", "INSERT INTO progress VALUES (1, -1)")
+
+
 def insert(server: Server, db: str, table: str, first: int, count: int, per_transaction: int) -> int:
     """Rows first.., so many to a transaction. Returns the number of changes."""
     row = TABLES[table][1]

@@ -99,7 +99,7 @@ fn first_failure(seeds: std::ops::Range<u64>, mistake: Option<&'static str>) -> 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         // Each waits for the kernel's threads now and then.
-        for _ in 0..2 * cores {
+        for _ in 0..4 * cores {
             scope.spawn(|| {
                 failpoint::plant(mistake);
                 while !stop.load(Ordering::Relaxed) {
