@@ -18,7 +18,7 @@ use crate::owned::{HeldSchema, free_name, held_schema, open_or_create};
 use crate::write::check_file;
 use crate::{Lake, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings};
 
-const PROPERTY_METADATA: &str = "alluvium.metadata_columns";
+pub(super) const METADATA_PROPERTY: &str = "alluvium.metadata_columns";
 
 /// Where a table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Silver {
         };
         let wanted = table_columns(schema, &settings.metadata_columns);
         let metadata = metadata_property(&named(schema, &settings.metadata_columns));
-        let mut properties = vec![(PROPERTY_METADATA, metadata)];
+        let mut properties = vec![(METADATA_PROPERTY, metadata)];
         if settings.merge_mode == MergeMode::DeletionVectors {
             properties.push((VECTORS_PROPERTY, "true".to_owned()));
         }
@@ -81,7 +81,7 @@ impl Silver {
         // Of a table beside, nobody reads what became of its rows on the way.
         table.set_change_feed(settings.change_data_feed && place == Place::Standing)?;
         let columns = table.schema()?;
-        let metadata = parse_metadata(table.properties().get(PROPERTY_METADATA));
+        let metadata = parse_metadata(table.properties().get(METADATA_PROPERTY));
         let held: Vec<Field> = columns
             .fields()
             .iter()
@@ -211,7 +211,6 @@ pub(super) fn metadata_property(metadata: &[(MetadataColumn, String)]) -> String
     pairs.join(",")
 }
 
-pub(super) const METADATA_PROPERTY: &str = PROPERTY_METADATA;
 
 fn parse_metadata(property: Option<&String>) -> Vec<(MetadataColumn, String)> {
     let all = [
