@@ -29,8 +29,10 @@ check: ## format, lints, tidy (cargo xtask check)
 	@tools/setup check
 	cargo xtask check
 
-interop: ## the tests on every PostgreSQL from 13 to 18 (downloads 15 MB each, once)
-	@tools/setup test
+interop: ## the tests on every PostgreSQL from 13 to 18, and with Spark (downloads 15 MB each and 450 MB, once)
+	@tools/setup interop
+	tools/spark/sql --install
+	cargo test --quiet --package alluvium --test main -- --ignored spark::
 	for major in 13 14 15 16 17 18; do tools/postgres-binaries $$major || exit 1; done
 	ALLUVIUM_TEST_PG_VERSIONS=13,14,15,16,17,18 cargo test --quiet --workspace
 

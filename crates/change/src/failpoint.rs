@@ -83,6 +83,7 @@ pub static MISTAKES: &[&str] = &[
     "commit.not_synced",
     "resync.too_early",
     "foreign.stale_index",
+    "repair.over_changes",
 ];
 
 thread_local! {

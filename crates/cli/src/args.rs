@@ -125,6 +125,10 @@ pub(crate) struct Resync {
     /// Every table of the lake
     #[arg(long, conflicts_with = "tables")]
     pub all: bool,
+    /// Only rows for which this holds, a condition in SQL: those that differ from the source are set
+    /// right, and the table is followed meanwhile
+    #[arg(long = "where", value_name = "CONDITION", conflicts_with = "all")]
+    pub predicate: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

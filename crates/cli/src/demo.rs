@@ -79,6 +79,7 @@ async fn show(
             board: board.clone(),
             shutdown: pipeline_stop,
             view_requests: Views::new().1,
+            find_rows: crate::rows::find_rows(&project),
         },
     )));
     let ends_at = options

@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod print;
 mod progress;
+mod rows;
 
 use std::process::ExitCode;
 

@@ -37,5 +37,5 @@ pub use settings::{
     CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, MergeMode,
     MetadataColumn, OnConflict, Owner, RetentionSettings, SilverSettings,
 };
-pub use silver::{Applied, CopyState, Silver, SilverView};
+pub use silver::{Applied, CopyState, Repair, Repaired, Silver, SilverView};
 pub use write::EncodedRows;

@@ -8,6 +8,8 @@
 //! Invariant: an owner gets the ranges of its table in order, so that "copied up to page n" says
 //! everything. Stands beside `stream`: changes are kept in bronze meanwhile.
 
+mod repair;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +29,9 @@ use tokio::task::JoinSet;
 use crate::owner::{Command, CopiedRows, OwnerHandle, Reached, is_of_lake};
 use crate::requests::Pending;
 use crate::status::{ErrorStatus, StatusBoard, TableStatus};
+
+pub use repair::{FindRows, FoundRows, RowQuery};
+pub(crate) use repair::{RepairTarget, repair};
 
 /// A table to be copied.
 #[derive(Clone)]

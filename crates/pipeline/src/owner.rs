@@ -16,6 +16,7 @@ mod command;
 mod copying;
 mod failure;
 mod measure;
+mod repair;
 mod task;
 
 use std::sync::Arc;
@@ -312,6 +313,11 @@ impl TableOwner {
                     events.push(Event::Fatal(error));
                 }
                 events.push(Event::PhaseChanged);
+            }
+            Command::Repair { repair, reply } => {
+                let (repaired, more) = self.repair(repair);
+                let _ = reply.send(repaired);
+                events.extend(more);
             }
             Command::HaltCopy { error, reply } => {
                 events.push(self.halt_copy(error));

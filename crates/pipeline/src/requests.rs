@@ -5,18 +5,24 @@ use std::path::{Path, PathBuf};
 
 use alluvium_change::{Error, Result, TableId, code, encode_path_segment};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// Copy a table afresh.
+/// Copy a table afresh, or compare some of its rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resync {
     pub schema: String,
     pub table: String,
+    /// A condition in SQL: only rows for which it holds are compared, and set right.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub predicate: Option<String>,
 }
 
 /// A request and the file that holds it.
 #[derive(Debug)]
 pub struct Pending {
     pub table: TableId,
+    /// Only rows for which this holds.
+    pub predicate: Option<String>,
     file: PathBuf,
 }
 
@@ -66,16 +72,24 @@ fn care_directory(state_dir: &Path) -> PathBuf {
     directory(state_dir).join("care")
 }
 
-/// Asks that `table` be copied afresh.
+/// Asks that `table` be copied afresh, or that its rows for which `predicate` holds be compared with the
+/// source and set right.
 ///
 /// # Errors
 /// The project's state directory cannot be written.
-pub fn ask_resync(state_dir: &Path, table: &TableId) -> Result<()> {
+pub fn ask_resync(state_dir: &Path, table: &TableId, predicate: Option<&str>) -> Result<()> {
     let request = Resync {
         schema: table.schema.clone(),
         table: table.name.clone(),
+        predicate: predicate.map(str::to_owned),
     };
-    let name = file_name("resync", table);
+    let name = match predicate {
+        None => file_name("resync", table),
+        Some(predicate) => {
+            let mark = xxh3_64(predicate.as_bytes());
+            file_name(&format!("rows-{mark:016x}"), table)
+        }
+    };
     leave(&directory(state_dir), &name, &request).map(|_| ())
 }
 
@@ -126,6 +140,7 @@ fn leave(directory: &Path, name: &str, request: &impl Serialize) -> Result<PathB
 pub fn pending(state_dir: &Path) -> Vec<Pending> {
     let read = |(file, request): (PathBuf, Resync)| Pending {
         table: TableId::new(request.schema, request.table),
+        predicate: request.predicate,
         file,
     };
     waiting(&directory(state_dir))
@@ -173,14 +188,28 @@ mod tests {
     fn a_request_waits_until_it_is_finished() {
         let dir = tempfile::tempdir().unwrap();
         let table = TableId::new("public", "odd/name");
-        ask_resync(dir.path(), &table).unwrap();
-        ask_resync(dir.path(), &table).unwrap();
+        ask_resync(dir.path(), &table, None).unwrap();
+        ask_resync(dir.path(), &table, None).unwrap();
         std::fs::write(directory(dir.path()).join("junk.json"), "{").unwrap();
         let waiting = pending(dir.path());
         assert_eq!(waiting.len(), 1);
         assert_eq!(waiting[0].table, table);
         waiting[0].finish();
         assert!(pending(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn rows_are_asked_for_by_each_condition() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = TableId::new("public", "orders");
+        for predicate in ["id < 5", "id > 9", "id < 5"] {
+            ask_resync(dir.path(), &table, Some(predicate)).unwrap();
+        }
+        ask_resync(dir.path(), &table, None).unwrap();
+        let waiting = pending(dir.path());
+        let mut predicates: Vec<_> = waiting.iter().map(|p| p.predicate.as_deref()).collect();
+        predicates.sort_unstable();
+        assert_eq!(predicates, [None, Some("id < 5"), Some("id > 9")]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub use prepare::lake_settings;
 
 use crate::LakeLock;
 use crate::copy::{CopyContext, CopySessions, CopyTarget};
+pub use crate::copy::{FindRows, FoundRows, RowQuery};
 use crate::owner::{Event, OwnerContext};
 use crate::project::Project;
 use crate::status::{ErrorStatus, Phase, StatusBoard};
@@ -39,12 +40,12 @@ pub struct RunOptions {
 }
 
 /// What a run shares with the rest of the program.
-#[derive(Debug)]
 pub struct Shared {
     pub board: StatusBoard,
     /// Turns true when the run is to end.
     pub shutdown: watch::Receiver<bool>,
     pub view_requests: ViewRequests,
+    pub find_rows: FindRows,
 }
 
 /// How a run ended.
@@ -83,6 +84,9 @@ struct Pipeline {
     copy_jobs: JoinSet<Result<()>>,
     rates: measure::Rates,
     view_requests: ViewRequests,
+    find_rows: FindRows,
+    /// What was asked for before the start is under way.
+    requests_heeded: bool,
     _lock: LakeLock,
 }
 

@@ -18,4 +18,6 @@ mod table;
 pub mod tables;
 
 pub use catalog::decode_table_name;
-pub use session::{Batches, Engine, QueryResult, QuerySettings, Session, Statement};
+pub use session::{
+    Batches, Engine, QueryResult, QuerySettings, Session, Statement, check_condition,
+};

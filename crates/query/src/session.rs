@@ -21,9 +21,10 @@ use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion::sql::parser::{DFParserBuilder, Statement as ParsedStatement};
+use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as ParsedStatement};
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::tokenizer::Token;
 use futures::{Stream, StreamExt};
 
 use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
@@ -66,10 +67,26 @@ impl QueryResult {
     }
 
     /// All rows at once.
-    pub async fn collect(mut self) -> Result<Vec<RecordBatch>> {
-        let mut batches = Vec::new();
+    pub async fn collect(self) -> Result<Vec<RecordBatch>> {
+        self.collect_within(usize::MAX).await
+    }
+
+    /// All rows at once, unless they take more than so many bytes.
+    ///
+    /// # Errors
+    /// `MEMORY`; what the query fails with.
+    pub async fn collect_within(mut self, most_bytes: usize) -> Result<Vec<RecordBatch>> {
+        let (mut batches, mut bytes) = (Vec::new(), 0);
         while let Some(batch) = self.batches.next().await {
-            batches.push(batch?);
+            let batch = batch?;
+            bytes += batch.get_array_memory_size();
+            if bytes > most_bytes {
+                let mib = most_bytes >> 20;
+                let message = format!("the rows of an answer are more than {mib} MiB");
+                return Err(Error::new(&code::MEMORY, message)
+                    .with_hint("ask for fewer at a time, or raise [limits] memory"));
+            }
+            batches.push(batch);
         }
         Ok(batches)
     }
@@ -137,6 +154,31 @@ impl Engine {
     }
 }
 
+fn parser(text: &str) -> std::result::Result<DFParser<'_>, DataFusionError> {
+    static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
+    DFParserBuilder::new(text).with_dialect(&DIALECT).build()
+}
+
+/// Whether `text` is one condition, as it comes after `WHERE`.
+///
+/// # Errors
+/// `SQL`.
+pub fn check_condition(text: &str) -> Result<()> {
+    let parsed = parser(text).and_then(|mut parser| {
+        parser.parser.parse_expr()?;
+        let token = parser.parser.peek_token();
+        match token.token {
+            Token::EOF => Ok(()),
+            _ => Err(DataFusionError::Plan(format!("\"{token}\" after its end"))),
+        }
+    });
+    parsed.map_err(|error| {
+        Error::new(&code::SQL, format!("\"{text}\" is no condition"))
+            .with_detail(error.strip_backtrace())
+            .with_hint("write it as it comes after WHERE: \"id < 1000 AND status = 'new'\"")
+    })
+}
+
 /// Queries on one lake; each table stays at the version it had when first named.
 pub struct Session {
     context: SessionContext,
@@ -176,10 +218,7 @@ impl Session {
 
     /// The statements of `text`, which are separated by `;`.
     pub fn statements(&self, text: &str) -> Result<Vec<Statement>> {
-        let dialect = PostgreSqlDialect {};
-        let parsed = DFParserBuilder::new(text)
-            .with_dialect(&dialect)
-            .build()
+        let parsed = parser(text)
             .and_then(|mut parser| parser.parse_statements())
             .map_err(|error| sql_error(&error))?;
         Ok(parsed.into_iter().map(Statement).collect())

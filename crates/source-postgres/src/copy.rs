@@ -96,6 +96,40 @@ fn copy_sql(table: &SourceTable, range: CopyRange) -> Result<String> {
             range.leaf
         ))
     })?;
+    let mut conditions = Vec::new();
+    if range.start_page > 0 {
+        conditions.push(format!(
+            "t.ctid >= '({},0)'::pg_catalog.tid",
+            range.start_page
+        ));
+    }
+    if let Some(end) = range.end_page {
+        conditions.push(format!("t.ctid < '({end},0)'::pg_catalog.tid"));
+    }
+    let filter = if conditions.is_empty() {
+        String::new()
+    } else {
+        format!(" WHERE {}", conditions.join(" AND "))
+    };
+    Ok(format!(
+        "COPY (SELECT {} FROM ONLY {} AS t{filter}) TO STDOUT (FORMAT binary)",
+        copied_columns(table),
+        leaf.quoted_name
+    ))
+}
+
+/// The rows for which `predicate` holds.
+fn copy_where_sql(table: &SourceTable, predicate: &str) -> String {
+    let only = if table.is_partitioned { "" } else { "ONLY " };
+    // On a line of its own: it may end in a comment.
+    format!(
+        "COPY (SELECT {} FROM {only}{} AS t WHERE (\n{predicate}\n)) TO STDOUT (FORMAT binary)",
+        copied_columns(table),
+        table.id().quoted(),
+    )
+}
+
+fn copied_columns(table: &SourceTable) -> String {
     let columns: Vec<String> = table
         .schema
         .columns
@@ -114,26 +148,7 @@ fn copy_sql(table: &SourceTable, range: CopyRange) -> Result<String> {
             }
         })
         .collect();
-    let mut conditions = Vec::new();
-    if range.start_page > 0 {
-        conditions.push(format!(
-            "t.ctid >= '({},0)'::pg_catalog.tid",
-            range.start_page
-        ));
-    }
-    if let Some(end) = range.end_page {
-        conditions.push(format!("t.ctid < '({end},0)'::pg_catalog.tid"));
-    }
-    let filter = if conditions.is_empty() {
-        String::new()
-    } else {
-        format!(" WHERE {}", conditions.join(" AND "))
-    };
-    Ok(format!(
-        "COPY (SELECT {} FROM ONLY {} AS t{filter}) TO STDOUT (FORMAT binary)",
-        columns.join(", "),
-        leaf.quoted_name
-    ))
+    columns.join(", ")
 }
 
 /// A value in the form that the copy has it in, for people.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::tools::{check_script, output_of};
+use crate::tools::{check_script, output_of, project_dir, write_file};
 
 /// The comparer's verdict.
 #[derive(Debug, Clone)]
@@ -112,4 +112,24 @@ pub fn write_as_another(dir: &Path, what: &[&str]) -> Result<bool> {
             String::from_utf8_lossy(&output.stderr)
         ),
     }
+}
+
+/// Runs statements in Spark with Delta Lake, one after the other, and answers what each gave: its rows, or
+/// an object with its `error`. `tools/spark/sql` fetches what that needs.
+pub fn spark(statements: &[String]) -> Result<Vec<Value>> {
+    let dir = tempfile::tempdir().context("cannot make a directory")?;
+    let file = dir.path().join("statements.sql");
+    write_file(&file, &statements.join(";\n"))?;
+    let mut command = std::process::Command::new(project_dir().join("tools/spark/sql"));
+    let output = output_of(command.arg(&file).arg("--keep-going"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let answers: Vec<Value> = stdout
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    if answers.len() != statements.len() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("Spark ended with {}\n{stdout}{stderr}", output.status);
+    }
+    Ok(answers)
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use alluvium_change::{Error, Result, TableId, code};
 use alluvium_pipeline::{LakeLock, project, requests, status};
+use alluvium_query::check_condition;
 
 use crate::args::Resync;
 use crate::print;
@@ -40,21 +41,26 @@ pub(crate) fn resync(config: &Path, resync: &Resync) -> Result<ExitCode> {
             );
         }
     }
+    let predicate = resync.predicate.as_deref();
+    if let Some(predicate) = predicate {
+        check_condition(predicate)?;
+    }
     for name in &wanted {
         let Some((schema, table)) = name.split_once('.') else {
             continue;
         };
-        requests::ask_resync(&state_dir, &TableId::new(schema, table))?;
+        requests::ask_resync(&state_dir, &TableId::new(schema, table), predicate)?;
     }
     let when = if LakeLock::holder(&project.lake_path).is_some() {
-        "the running pipeline copies them now; see: alluvium status"
+        "by the running pipeline, now; see: alluvium status"
     } else {
-        "they are copied by the next: alluvium run"
+        "by the next: alluvium run"
     };
-    print::write(&format!(
-        "{} to be copied afresh: {when}\n",
-        wanted.join(", ")
-    ))?;
+    let what = match predicate {
+        None => "copied afresh".to_owned(),
+        Some(predicate) => format!("compared where {predicate}"),
+    };
+    print::write(&format!("{} to be {what}, {when}\n", wanted.join(", ")))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::STOPPED_TABLES;
 use crate::args::{Output, Run};
+use crate::rows::find_rows;
 use crate::{print, progress};
 
 struct Report([RunReport; 1]);
@@ -63,6 +64,7 @@ pub(crate) async fn run(config: &Path, args: &Run, output: Output) -> Result<Exi
         board: board.clone(),
         shutdown,
         view_requests,
+        find_rows: find_rows(&project),
     };
     let outcome = Box::pin(run_pipeline(project, options, shared)).await;
     follower.abort();

@@ -10,6 +10,7 @@ use alluvium_query::output::{self, Format, Options};
 use alluvium_query::{QuerySettings, Session};
 
 use crate::args::{Output, Sql};
+use crate::rows::threads;
 
 /// Runs the statements given, or those on standard input.
 pub(crate) async fn sql(config: &Path, sql: &Sql, format: Output) -> Result<ExitCode> {
@@ -30,7 +31,7 @@ pub(crate) async fn query_lake(project: &Project, query: &str) -> Result<()> {
 async fn answer(project: &Project, text: &str, format: Output) -> Result<()> {
     let settings = QuerySettings {
         memory_bytes: usize::try_from(project.limits.memory_bytes).unwrap_or(usize::MAX),
-        threads: std::thread::available_parallelism().map_or(2, usize::from),
+        threads: threads(),
     };
     let session = Session::open(&project.lake_path, &settings)?;
     let options = Options {

@@ -24,6 +24,7 @@ mod rebuild;
 mod resync;
 mod settings;
 mod setup;
+mod spark;
 mod streamed;
 mod tuples;
 mod two_phase;

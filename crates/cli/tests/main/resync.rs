@@ -158,3 +158,133 @@ fn a_resync_that_is_refused_leaves_the_table_as_it_is() {
     setup.catch_up();
     setup.assert_equal();
 }
+
+/// Rows of two parts, of which some change without the stream.
+fn setup_with_parts(tables: &str) -> Setup {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, part int, v text);
+         INSERT INTO t SELECT g, g % 2, 'v' || g FROM generate_series(1, 1000) g",
+        tables,
+    );
+    setup.catch_up();
+    let publication = |what: &str| format!("ALTER PUBLICATION alluvium_test {what} TABLE ONLY t");
+    for sql in [
+        &publication("DROP"),
+        "UPDATE t SET v = 'unseen' WHERE id IN (10, 11)",
+        "DELETE FROM t WHERE id IN (20, 21)",
+        "INSERT INTO t VALUES (2000, 0, 'unseen'), (2001, 1, 'unseen')",
+        // Out of the part that is compared, and into it.
+        "UPDATE t SET part = 0 WHERE id = 31",
+        "UPDATE t SET part = 1 WHERE id = 40",
+        &publication("ADD"),
+    ] {
+        setup.pg.execute(sql).unwrap();
+    }
+    setup
+}
+
+#[test]
+fn rows_are_set_right_where_a_condition_holds() {
+    let setup = setup_with_parts("\"public.*\"");
+    let asked = setup.alluvium(&["resync", "t", "--where", "part = 1"]);
+    asked.success().unwrap();
+    setup.catch_up();
+    let rows = |condition: &str| {
+        setup.sql(&format!(
+            "SELECT id, part, v FROM t WHERE {condition} ORDER BY id"
+        ))
+    };
+    let touched = "id IN (10, 11, 20, 21, 31, 40, 2000, 2001)";
+    let expected = serde_json::json!([
+        {"id": 10, "part": 0, "v": "v10"},
+        {"id": 11, "part": 1, "v": "unseen"},
+        {"id": 20, "part": 0, "v": "v20"},
+        {"id": 31, "part": 0, "v": "v31"},
+        {"id": 40, "part": 1, "v": "v40"},
+        {"id": 2001, "part": 1, "v": "unseen"},
+    ]);
+    assert_eq!(rows(touched), expected);
+    let copied_first = "(SELECT min(_commit_lsn) FROM bronze.t)";
+    let marks = setup.sql(&format!(
+        "SELECT _op, count(*) AS n FROM bronze.t
+         WHERE _xid IS NULL AND _commit_lsn > {copied_first} GROUP BY _op ORDER BY _op"
+    ));
+    let expected = serde_json::json!([{"_op": "d", "n": 1}, {"_op": "r", "n": 4}]);
+    assert_eq!(marks, expected);
+    // What is right already is not written again.
+    let version = || setup.status("public.t")["silver_version"].clone();
+    let before = version();
+    for condition in ["part = 1", "id < 5 -- a few", "false"] {
+        let asked = setup.alluvium(&["resync", "t", "--where", condition]);
+        asked.success().unwrap();
+    }
+    setup.catch_up();
+    assert_eq!(version(), before);
+    setup
+        .alluvium(&["resync", "t", "--where", "part = 0"])
+        .success()
+        .unwrap();
+    setup.catch_up();
+    setup.assert_equal();
+}
+
+#[test]
+fn rows_are_set_right_while_they_change() {
+    let setup = setup_with_parts("\"public.*\"");
+    let running = setup.spawn_run();
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
+    let asked = setup.alluvium(&["resync", "t", "--where", "id % 3 >= 0"]);
+    asked.success().unwrap();
+    let requested = setup.lake().parent().unwrap().join(".alluvium/requests");
+    let waits = || std::fs::read_dir(&requested).is_ok_and(|files| files.count() > 0);
+    let since = Instant::now();
+    let mut round = 0;
+    while waits() || round < 50 {
+        assert!(since.elapsed() < PATIENCE, "it never ends");
+        round += 1;
+        // Keys that come and go, and rows that change; none of those that changed unseen.
+        let new = 5000 + round;
+        for sql in [
+            format!("UPDATE t SET v = 'r{round}' WHERE id % 50 = 5"),
+            format!("INSERT INTO t VALUES ({new}, 1, 'n'), ({new} + 10000, 0, 'n')"),
+            format!("DELETE FROM t WHERE id = {new} - 1"),
+            format!("UPDATE t SET id = id + 20000 WHERE id = {new} + 10000"),
+        ] {
+            setup.pg.execute(&sql).unwrap();
+        }
+    }
+    let ended = terminate(running);
+    assert!(ended.contains("rows were compared"), "{ended}");
+    setup.catch_up();
+    setup.assert_equal();
+}
+
+#[test]
+fn rows_that_cannot_be_compared_are_told() {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a');
+         CREATE TABLE keyless (v text); ALTER TABLE keyless REPLICA IDENTITY FULL",
+        "\"public.*\"",
+    );
+    setup.catch_up();
+    let resync =
+        |table: &str, condition: &str| setup.alluvium(&["resync", table, "--where", condition]);
+    let refused = resync("t", "id < ");
+    assert_eq!(refused.code(), Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("AL-SQL-001"), "{}", refused.stderr);
+    resync("t", "nosuch = 1").success().unwrap();
+    resync("keyless", "v = 'a'").success().unwrap();
+    let ended = setup.alluvium(CAUGHT_UP);
+    assert_eq!(ended.code(), Some(3), "{}", ended.stderr);
+    for (table, part) in [("public.t", "nosuch"), ("public.keyless", "has no key")] {
+        let status = setup.status(table);
+        assert_eq!(status["phase"], "live");
+        let error = status["error"]["message"].as_str().unwrap();
+        assert!(error.contains(part), "{error}");
+    }
+    resync("t", "id = 1").success().unwrap();
+    setup.alluvium(CAUGHT_UP);
+    assert!(setup.status("public.t")["error"].is_null());
+}

@@ -55,11 +55,12 @@ pub(super) fn changes(
     in_table_order(&values, columns, batch.num_rows())
 }
 
-/// Rows of the initial copy.
+/// Rows of a snapshot: `r` that were there, or `d` that were not.
 pub(super) fn copied(
     rows: &RecordBatch,
     schema: &TableSchema,
     columns: &Columns,
+    op: Op,
     snapshot: Lsn,
     at_micros: i64,
 ) -> Result<RecordBatch> {
@@ -67,7 +68,7 @@ pub(super) fn copied(
     mark(
         &mut values,
         columns,
-        Op::Read,
+        op,
         snapshot,
         at_micros,
         rows.num_rows(),

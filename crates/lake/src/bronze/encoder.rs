@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{ChangeBatch, Lsn, Result, TableSchema};
+use alluvium_change::{ChangeBatch, Lsn, Op, Result, TableSchema};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
@@ -78,10 +78,23 @@ impl BronzeEncoder {
             rows,
             &self.schema,
             &self.columns,
+            Op::Read,
             snapshot,
             copied_at_micros,
         )?;
         self.ready(rows, true)
+    }
+
+    /// The same for rows that a snapshot has not, of which only the key counts.
+    pub(super) fn missing(
+        &self,
+        rows: &RecordBatch,
+        snapshot: Lsn,
+        at_micros: i64,
+    ) -> Result<ReadyRows> {
+        let (schema, columns) = (&self.schema, &self.columns);
+        let rows = encode::copied(rows, schema, columns, Op::Delete, snapshot, at_micros)?;
+        self.ready(rows, false)
     }
 
     /// Rows of the table. With `share`, the source's columns are of use to silver as well.

@@ -35,7 +35,7 @@ use crate::fs as durable;
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::owned::{HeldSchema, added_columns, held_schema, open_or_create};
 use crate::write::{DataFileWriter, EncodedRows, check_file};
-use crate::{CheckpointDone, CheckpointJob, CompactionSettings, Lake, LakeSettings, Owner};
+use crate::{CheckpointDone, CheckpointJob, CompactionSettings, Lake, LakeSettings, Owner, Repair};
 
 /// One bronze table, open for writing.
 pub struct Bronze {
@@ -281,6 +281,24 @@ impl Bronze {
             };
             bronze.write(ready, Part::Copied)
         })
+    }
+
+    /// Stages rows that were compared with the source and set right. Commit them with
+    /// [`Self::commit_copied`].
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub fn stage_repair(&mut self, repair: &Repair, at_micros: i64) -> Result<()> {
+        self.discard_copied();
+        for rows in &repair.present {
+            self.stage_copied(rows, repair.snapshot, at_micros)?;
+        }
+        let encoder = Arc::clone(&self.encoder);
+        for rows in repair.absent.iter().filter(|rows| rows.num_rows() > 0) {
+            let ready = encoder.missing(rows, repair.snapshot, at_micros)?;
+            self.guarded(|bronze| bronze.write(ready, Part::Copied).map(|_| ()))?;
+        }
+        Ok(())
     }
 
     /// Stages the mark that the table is copied afresh: a `t` before the copied rows. Commit it with

@@ -105,7 +105,7 @@ impl Silver {
                 from = row + 1;
             }
         }
-        applied.add(&self.apply_range(batch, from..rows, encoded)?);
+        applied.add(&self.apply_range(batch, from..rows, encoded, self.misfit())?);
         self.conflicts += applied.conflicts;
         Ok(applied)
     }
@@ -135,11 +135,12 @@ impl Silver {
     }
 
     /// Changes without truncates.
-    fn apply_range(
+    pub(super) fn apply_range(
         &mut self,
         batch: &ChangeBatch,
         range: Range<usize>,
         encoded: Option<&EncodedRows>,
+        misfit: Misfit,
     ) -> Result<Applied> {
         if range.is_empty() {
             return Ok(Applied::default());
@@ -162,13 +163,13 @@ impl Silver {
                     stage: &self.stage,
                 };
                 let until = self.positions.reconcile_until();
-                let plan = plan_keyed(batch, &events, &state, until, self.misfit());
+                let plan = plan_keyed(batch, &events, &state, until, misfit);
                 state.lookups.check()?;
                 plan
             }
             Index::Rows(index) => {
                 let events = row_events(batch, from, to)?;
-                plan_rows(&events, index, self.misfit())
+                plan_rows(&events, index, misfit)
             }
             Index::None => self.append_only_plan(batch, from, to),
         };
@@ -530,7 +531,7 @@ fn row_events(batch: &ChangeBatch, from: usize, to: usize) -> Result<Vec<Event>>
     Ok(events)
 }
 
-fn pick(rows: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
+pub(super) fn pick(rows: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
     columns
         .iter()
         .map(|&column| {

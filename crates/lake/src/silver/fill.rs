@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use alluvium_change::{ChangeBatch, Error, Result};
+use alluvium_change::{ChangeBatch, Error, Op, Result};
 use arrow::array::{
     Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
     new_null_array,
@@ -249,9 +249,13 @@ fn metadata_column(kind: MetadataColumn, batch: &ChangeBatch, plan: &Plan) -> Ar
                 .collect::<Int64Array>(),
         ),
         MetadataColumn::CommitTime => Arc::new(
-            rows.map(|row| batch.commit_time_micros.get(row).copied())
-                .collect::<TimestampMicrosecondArray>()
-                .with_timezone("UTC"),
+            // Of a copied row it is not known.
+            rows.map(|row| match batch.ops.get(row) {
+                Some(Op::Read) => None,
+                _ => batch.commit_time_micros.get(row).copied(),
+            })
+            .collect::<TimestampMicrosecondArray>()
+            .with_timezone("UTC"),
         ),
         MetadataColumn::Op => Arc::new(
             rows.map(|row| batch.ops.get(row).map(|op| op.letter()))

@@ -211,7 +211,6 @@ pub(super) fn metadata_property(metadata: &[(MetadataColumn, String)]) -> String
     pairs.join(",")
 }
 
-
 fn parse_metadata(property: Option<&String>) -> Vec<(MetadataColumn, String)> {
     let all = [
         MetadataColumn::CommitLsn,

@@ -7,7 +7,7 @@ use super::{Beside, TableOwner, measure};
 use crate::status::Phase;
 
 /// Rows read from bronze in one step of catching up.
-const CATCH_UP_BATCH_ROWS: usize = 65_536;
+pub(super) const CATCH_UP_BATCH_ROWS: usize = 65_536;
 
 /// Reading bronze into silver.
 pub(super) struct CatchUp {

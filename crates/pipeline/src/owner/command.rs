@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId};
-use alluvium_lake::{CopyState, SilverView};
+use alluvium_lake::{CopyState, Repair, Repaired, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::RecordBatch;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -88,6 +88,12 @@ pub(crate) enum Command {
         at: Lsn,
         ended: Lsn,
         error: Error,
+    },
+    /// Set rows right; all that was committed before the snapshot is in bronze. Answers none when it
+    /// cannot be done now.
+    Repair {
+        repair: Repair,
+        reply: oneshot::Sender<Result<Option<Repaired>>>,
     },
     /// The copy that is under way cannot go on.
     HaltCopy {

@@ -180,6 +180,8 @@ fn assemble(
         board: shared.board,
         shutdown: shared.shutdown,
         view_requests: shared.view_requests,
+        find_rows: shared.find_rows,
+        requests_heeded: false,
         events,
         owner_tasks: JoinSet::new(),
         copy_queue: Vec::new(),
@@ -301,6 +303,7 @@ pub fn lake_settings(project: &Project) -> LakeSettings {
 fn pending_resync(project: &Project) -> BTreeMap<TableId, Arc<Pending>> {
     let pending = requests::pending(&project.state_dir()).into_iter();
     pending
+        .filter(|request| request.predicate.is_none())
         .map(|request| (request.table.clone(), Arc::new(request)))
         .collect()
 }

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use super::watcher::{CatalogNews, watch_catalog};
 use super::{Pipeline, prepare};
-use crate::copy::CopyTarget;
-use crate::owner::{Command, Event, TableOwner, is_of_lake};
+use crate::copy::{self, CopyTarget, RepairTarget};
+use crate::owner::{Command, Event, OwnerHandle, TableOwner, is_of_lake};
 use crate::project::assign_names;
-use crate::requests;
+use crate::requests::{self, Pending};
 use crate::status::TableStatus;
 use crate::stream::Need;
 use crate::tables::{ShapeStep, another_table, selection, shape_step, silver_settings};
@@ -108,6 +108,7 @@ impl Pipeline {
             || !self.stream.is_settled()
             || !self.copy_queue.is_empty()
             || !self.copy_jobs.is_empty()
+            || !self.requests_heeded
         {
             return false;
         }
@@ -361,9 +362,33 @@ impl Pipeline {
         }
     }
 
+    /// Has some rows of a table compared with the source.
+    fn start_repair(&mut self, table: Arc<SourceTable>, owner: OwnerHandle, request: Pending) {
+        let Some(predicate) = request.predicate.clone() else {
+            return;
+        };
+        let id = table.id();
+        tracing::info!(table = %id, predicate, "comparing rows, as asked");
+        let target = RepairTarget {
+            lake_name: self.names.get(id).cloned().unwrap_or_default(),
+            predicate,
+            target: CopyTarget {
+                owner,
+                table,
+                afresh: false,
+                request: Some(Arc::new(request)),
+            },
+        };
+        let (find, shutdown) = (Arc::clone(&self.find_rows), self.shutdown.clone());
+        let context = self.copy_context.clone();
+        self.copy_jobs
+            .spawn(copy::repair(context, target, find, shutdown));
+    }
+
     async fn heed_requests(&mut self) -> Result<()> {
         self.heed_care().await?;
         let pending = requests::pending(&self.project.state_dir());
+        self.requests_heeded = pending.is_empty() || self.copy_jobs.is_empty();
         if pending.is_empty() || !self.copy_jobs.is_empty() {
             return Ok(());
         }
@@ -372,6 +397,14 @@ impl Pipeline {
             let id = request.table.clone();
             let loaded = catalog::load_table(&client, &id, &selection(&self.project)).await?;
             match (loaded, self.stream.owners.get(&id).cloned()) {
+                (Some(table), Some(owner))
+                    if table.refused.is_none() && request.predicate.is_some() =>
+                {
+                    self.start_repair(Arc::new(table), owner, request);
+                    // The others wait for it.
+                    self.requests_heeded = false;
+                    return Ok(());
+                }
                 (Some(table), Some(owner)) if table.refused.is_none() => {
                     tracing::info!(table = %id, "copying afresh, as asked");
                     let table = Arc::new(table);

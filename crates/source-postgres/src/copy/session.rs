@@ -7,7 +7,7 @@ use alluvium_change::{Error, Result, code};
 use tokio_postgres::Client;
 
 use super::reader::CopyReader;
-use super::{CopyRange, copy_sql, rights_hint};
+use super::{CopyRange, copy_sql, copy_where_sql, rights_hint};
 use crate::catalog::{SourceTable, get};
 use crate::connect::{self, ConnectOptions, map_error, server_error};
 use crate::wire::{Mode, Wire};
@@ -164,13 +164,36 @@ impl CopySession {
         max_batch_bytes: usize,
     ) -> Result<CopyReader<'_>> {
         let sql = copy_sql(table, range)?;
+        self.copy(table, &sql, max_batch_bytes).await
+    }
+
+    /// As [`Self::copy_range`], of the rows for which `predicate`, a condition in the server's SQL, holds.
+    ///
+    /// # Errors
+    /// As [`Self::copy_range`]; `PG_QUERY` where the server does not understand it.
+    pub async fn copy_where(
+        &mut self,
+        table: &SourceTable,
+        predicate: &str,
+        max_batch_bytes: usize,
+    ) -> Result<CopyReader<'_>> {
+        let sql = copy_where_sql(table, predicate);
+        self.copy(table, &sql, max_batch_bytes).await
+    }
+
+    async fn copy(
+        &mut self,
+        table: &SourceTable,
+        sql: &str,
+        max_batch_bytes: usize,
+    ) -> Result<CopyReader<'_>> {
         let doing = format!("copying table \"{}\"", table.id());
         if self.is_copying {
             self.wire.skip_until_ready(&doing).await?;
         }
         self.is_copying = true;
         self.wire
-            .enter(&sql, b'H', &doing)
+            .enter(sql, b'H', &doing)
             .await
             .map_err(rights_hint)?;
         Ok(CopyReader::of_session(table, self, doing, max_batch_bytes))

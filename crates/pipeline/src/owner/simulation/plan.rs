@@ -33,6 +33,10 @@ pub(super) enum Step {
     Copy(u32),
     /// The table is to be copied again.
     Resync,
+    /// Rows of every third key are looked at, to be set right.
+    Compare(u64),
+    /// What was looked at is set right, when all before that is in bronze.
+    Repair,
     /// Another program commits to silver.
     Foreign(Deed),
     /// A job that is due runs, and ends.
@@ -78,7 +82,7 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
     ] = weights;
     // In half of the seeds nobody else writes.
     let foreigners = others.saturating_sub(5) / 2;
-    let choices: [(u64, Choice); 16] = [
+    let choices: [(u64, Choice); 18] = [
         (writes * 3, |r| Step::Write(1 + small(r, 12))),
         (writes * 3, |r| Step::Deliver {
             transactions: 1 + small(r, 4),
@@ -93,6 +97,8 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
             Step::Copy(1 + u32::try_from(r.below(4)).unwrap())
         }),
         (copies / 4, |_| Step::Resync),
+        (copies / 3, |r| Step::Compare(r.below(3))),
+        (copies / 3 * 2, |_| Step::Repair),
         (foreigners, |r| {
             Step::Foreign(match r.below(4) {
                 0 | 1 => Deed::Optimize,

@@ -1,6 +1,7 @@
 //! A source, a disk, a clock and the owner of one table, of which a list of steps becomes a history.
 
-use std::collections::BTreeMap;
+mod copies;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,14 +10,16 @@ use std::time::Duration;
 use alluvium_change::{
     ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, code, surroundings,
 };
-use alluvium_lake::{CopyState, Lake, LakeSettings, MergeMode, SilverSettings, disk};
+use alluvium_lake::{Lake, LakeSettings, MergeMode, Repair, SilverSettings, disk};
 use alluvium_source_postgres::catalog::{SourceTable, sample_table};
-use alluvium_testkit::history::{Change, Random, Row, Source, batch, item_rows};
+use alluvium_testkit::history::{Change, Random, Row, Source, batch};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use copies::Copying;
+
 use super::super::care::{Done, DueJob, Layer};
-use super::super::command::{Command, CopiedRows, CutEnd, Event, Reached};
+use super::super::command::{Command, CutEnd, Event};
 use super::super::task::Task;
 use super::super::{CareShare, OwnerContext, TableOwner, is_of_lake};
 use super::disk::SimDisk;
@@ -29,8 +32,8 @@ use crate::status::{Phase, StatusBoard};
 /// What must not be, in words.
 pub(super) type Law = Result<(), String>;
 
-const ROWS_A_PAGE: u64 = 4;
-const LEAF: u32 = 1;
+/// So many keys the source uses, from 1 on.
+const KEYS: i64 = 24;
 
 /// A transaction of the source.
 pub(super) struct Transaction {
@@ -40,19 +43,14 @@ pub(super) struct Transaction {
     pub(super) rows: Vec<Row>,
 }
 
-/// A copy under way.
-struct Copying {
-    snapshot: u64,
-    pages: BTreeMap<u32, Vec<Row>>,
-    next: u32,
-}
-
 /// The process: what is lost when it ends.
 struct Process {
     owner: TableOwner,
     jobs: Vec<(Layer, DueJob)>,
     done: Vec<(Layer, Done)>,
     copying: Option<Copying>,
+    /// Rows as they were, to be set right.
+    repair: Option<Repair>,
     acknowledger: Acknowledger,
     /// Transactions that were sent to it, of all.
     sent: usize,
@@ -121,7 +119,7 @@ impl World {
             name: "items".to_owned(),
         };
         // Not decided rightly in the middle of a transaction, or of a copy.
-        let mut source = Source::new(random.draw(), identity.clone(), 24);
+        let mut source = Source::new(random.draw(), identity.clone(), KEYS);
         source.direct_exchanges = false;
         let silver = SilverSettings {
             merge_mode: if random.chance(25) {
@@ -195,6 +193,7 @@ impl World {
             jobs: Vec::new(),
             done: Vec::new(),
             copying: None,
+            repair: None,
             acknowledger,
             sent,
         });
@@ -267,6 +266,8 @@ impl World {
             }
             Step::Copy(pages) => self.copy(pages)?,
             Step::Resync => self.resync()?,
+            Step::Compare(third) => self.compare(third),
+            Step::Repair => self.repair()?,
             Step::Foreign(deed) => {
                 self.may_need_copy = true;
                 let name = format!("foreign-{:016x}.parquet", self.random.draw());
@@ -479,99 +480,6 @@ impl World {
             Ok(Err(error)) => self.failed(&error).map(|()| None),
             Err(_) => Ok(None),
         }
-    }
-
-    fn copy(&mut self, pages: u32) -> Law {
-        for _ in 0..pages {
-            let Some(process) = &mut self.process else {
-                return Ok(());
-            };
-            // Given up meanwhile: it is to begin again.
-            process.copying.take_if(|_| process.owner.copy_wanted);
-            match process.copying.take() {
-                None if process.owner.needs_copy() => self.begin_copy(false)?,
-                None => return Ok(()),
-                Some(copying) => self.copy_page(copying)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_copy(&mut self, afresh: bool) -> Law {
-        let table = Arc::clone(&self.table);
-        if self
-            .ask(|reply| Command::PrepareCopy { table, reply })?
-            .is_none()
-        {
-            return Ok(());
-        }
-        // It has what committed before it.
-        let snapshot = self.source.lsn + 1;
-        // Without a key, a copy cannot go on under another snapshot.
-        let afresh = afresh || !matches!(self.table.schema.identity, Identity::Key(_));
-        let begun = self.ask(|reply| Command::BeginCopy {
-            snapshot: Lsn(snapshot),
-            afresh,
-            reply,
-        })?;
-        let Some(CopyState::Copying { progress, .. }) = begun else {
-            return Ok(());
-        };
-        let mut pages: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
-        for (place, row) in self.source.heap.by_place() {
-            let page = u32::try_from(place / ROWS_A_PAGE).unwrap();
-            pages.entry(page).or_default().push(row.clone());
-        }
-        let copying = Copying {
-            snapshot,
-            pages,
-            next: progress.get(&LEAF).copied().unwrap_or(0),
-        };
-        if let Some(process) = &mut self.process {
-            process.copying = Some(copying);
-        }
-        Ok(())
-    }
-
-    fn copy_page(&mut self, mut copying: Copying) -> Law {
-        if copying.next == u32::MAX {
-            self.ask(|reply| Command::FinishCopy { reply })?;
-            return Ok(());
-        }
-        let mut batches = Vec::new();
-        if let Some((page, rows)) = copying.pages.range(copying.next..).next() {
-            self.disk
-                .note(format!("  page {page} at {}: {rows:?}", copying.snapshot));
-            batches.push(item_rows(&self.table.schema, rows).into());
-            copying.next = page + 1;
-        }
-        if copying.pages.range(copying.next..).next().is_none() {
-            copying.next = u32::MAX;
-        }
-        let rows = CopiedRows {
-            batches,
-            snapshot: Lsn(copying.snapshot),
-            reached: Some(Reached {
-                relfilenode: LEAF,
-                next_page: copying.next,
-            }),
-        };
-        let copied = self.ask(|reply| Command::Copied { rows, reply })?;
-        if let (Some(process), Some(())) = (&mut self.process, copied) {
-            process.copying = Some(copying);
-        }
-        Ok(())
-    }
-
-    /// A person asks for a new copy of a table that has one.
-    fn resync(&mut self) -> Law {
-        let is_quiet = self.process.as_ref().is_some_and(|p| {
-            p.copying.is_none() && matches!(p.owner.phase, Phase::Live | Phase::CatchingUp)
-        });
-        if !is_quiet {
-            return Ok(());
-        }
-        self.begin_copy(true)
     }
 
     fn run_job(&mut self, nth: usize) {
