@@ -151,11 +151,12 @@ fn care(table: &mut Table, options: &Options, commit: u64) -> Result<()> {
     if let Some(job) = silver.take_checkpoint_job(false) {
         silver.adopt_checkpoint(job.run())?;
     }
-    if commit.is_multiple_of(COMPACT_EVERY)
-        && let Some(job) = silver.take_compaction_job(&CompactionSettings::default())?
-        && let Some(done) = job.run(&|_| true)?
-    {
-        silver.adopt_compaction(done)?;
+    if commit.is_multiple_of(COMPACT_EVERY) {
+        while let Some(job) = silver.take_compaction_job(&CompactionSettings::default())?
+            && let Some(done) = job.run(&|_| true)?
+        {
+            silver.adopt_compaction(done)?;
+        }
     }
     if table.last_cleaned.elapsed() > options.keep / 6 {
         table.cleaned = Some(silver.cleaning_job(table.cleaned.take()).run()?);

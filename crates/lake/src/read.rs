@@ -30,6 +30,8 @@ pub struct TableVersion {
     pub properties: BTreeMap<String, String>,
     /// Of the version's commit, in milliseconds since 1970.
     pub commit_time_ms: i64,
+    /// The version of the Delta checkpoint from which on it is read.
+    pub checkpoint: Option<u64>,
 }
 
 impl TableVersion {
@@ -138,5 +140,6 @@ pub fn open_table(dir: &Path, version: Option<u64>) -> Result<TableVersion> {
         txns: table.txns()?,
         properties: table.properties(),
         commit_time_ms: table.commit_time_ms()?,
+        checkpoint: table.checkpoint_version(),
     })
 }

@@ -50,6 +50,9 @@ pub struct CompactionSettings {
     pub deleted_percent: u8,
     /// if they are so many at least.
     pub least_deleted_rows: u64,
+    /// While files that were written anew, and are kept for old versions, take more than so much of the
+    /// table's size, a file is written anew only when more than half of its rows are deleted.
+    pub kept_percent: u32,
 }
 
 impl CompactionSettings {
@@ -60,6 +63,7 @@ impl CompactionSettings {
             small_files: 2,
             deleted_percent: 0,
             least_deleted_rows: 1,
+            kept_percent: u32::MAX,
         }
     }
 }
@@ -70,6 +74,7 @@ impl Default for CompactionSettings {
             small_files: 10,
             deleted_percent: 5,
             least_deleted_rows: 1000,
+            kept_percent: 100,
         }
     }
 }

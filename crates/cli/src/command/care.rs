@@ -83,10 +83,13 @@ impl Work {
             return self.ask(kind);
         }
         let _lock = LakeLock::take(&self.project.lake_path, &self.project.file)?;
+        // What is the matter with one table is told after the others were cared for.
+        let mut done = Ok(());
         for table in &self.tables {
-            work(&mut self.open(table)?)?;
+            let cared = self.open(table).and_then(|mut table| work(&mut table));
+            done = done.and(cared);
         }
-        Ok(())
+        done
     }
 
     fn ask(&self, kind: CareKind) -> Result<()> {
@@ -261,7 +264,8 @@ pub(crate) fn vacuum(config: &Path, vacuum: &Vacuum, output: Output) -> Result<E
 #[derive(Serialize)]
 struct Checkpointed {
     table: String,
-    version: u64,
+    /// Of the newest there is.
+    version: Option<u64>,
 }
 
 /// Writes Delta checkpoints.
@@ -272,13 +276,19 @@ pub(crate) fn checkpoint(config: &Path, tables: &[String], output: Output) -> Re
     for table in &work.tables {
         rows.push(Checkpointed {
             table: table.shown(),
-            version: open_table(&table.name.dir, None)?.version,
+            version: open_table(&table.name.dir, None)?.checkpoint,
         });
     }
     let report = Report {
         header: &["table", "version"],
         rows,
-        cells: |row: &Checkpointed| vec![row.table.clone(), row.version.to_string()],
+        cells: |row: &Checkpointed| {
+            let version = row.version.map(|version| version.to_string());
+            vec![
+                row.table.clone(),
+                version.unwrap_or_else(|| "none".to_owned()),
+            ]
+        },
         note: String::new(),
     };
     print::rows(&report, output)?;

@@ -125,7 +125,14 @@ fn care_is_taken_when_it_is_asked_for() {
             optimized["files_after"].as_u64().unwrap() <= 2,
             "{optimized}"
         );
-        rows(&["checkpoint"]);
+        let written = of_silver(&rows(&["checkpoint"]));
+        let log = silver.join("_delta_log");
+        let is_there = |version: &serde_json::Value| {
+            let version = version.as_u64().unwrap();
+            log.join(format!("{version:020}.checkpoint.parquet"))
+                .exists()
+        };
+        assert!(is_there(&written["version"]), "{written}");
         std::thread::sleep(Duration::from_millis(1500));
         let before = files(&silver);
         let found = of_silver(&rows(&["vacuum"]));

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::rebuild::bronze_rebuilds_silver;
 use crate::setup::{CAUGHT_UP, PATIENCE, Setup, terminate};
 
 /// Each transaction changes all rows: at any moment all are of the same round.
@@ -226,6 +227,7 @@ fn rows_are_set_right_where_a_condition_holds() {
         .unwrap();
     setup.catch_up();
     setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
 }
 
 #[test]
@@ -259,6 +261,7 @@ fn rows_are_set_right_while_they_change() {
     assert!(ended.contains("rows were compared"), "{ended}");
     setup.catch_up();
     setup.assert_equal();
+    bronze_rebuilds_silver(&setup, "t", Some("id"));
 }
 
 #[test]

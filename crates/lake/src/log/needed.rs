@@ -44,6 +44,15 @@ impl DeltaTable {
             snapshot: Arc::clone(&self.snapshot),
         }
     }
+
+    /// The version of the Delta checkpoint from which on the table is read.
+    pub(crate) fn checkpoint_version(&self) -> Option<u64> {
+        checkpoint_of(&self.snapshot)
+    }
+}
+
+fn checkpoint_of(snapshot: &Snapshot) -> Option<u64> {
+    snapshot.log_segment().checkpoint_version
 }
 
 impl TableAt {
@@ -61,7 +70,7 @@ impl TableAt {
 
     /// The version of the Delta checkpoint from which on the table's owner knows its commits.
     pub(crate) fn checkpoint_version(&self) -> Option<u64> {
-        self.snapshot.log_segment().checkpoint_version
+        checkpoint_of(&self.snapshot)
     }
 
     /// The same table at an earlier version, which must be in the log.

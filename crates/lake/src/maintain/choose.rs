@@ -11,6 +11,8 @@ use crate::log::LiveFile;
 const SMALLEST_BYTES: u64 = 16 << 10;
 /// Most files that become one.
 const MOST_FILES: usize = 256;
+/// Deleted rows from which on writing a file anew frees more than it writes.
+const HALF_PERCENT: u8 = 50;
 
 /// A file, in the table's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,21 @@ fn size_of(file: &Candidate, settings: &CompactionSettings) -> u32 {
         below = below.saturating_mul(settings.small_files.max(2) as u64);
     }
     size
+}
+
+impl CompactionSettings {
+    /// With so many bytes kept for old versions of these files: where rows change everywhere and versions
+    /// stay long, each per cent of deleted rows less costs the table's size in kept files many times.
+    pub(crate) fn with_kept(self, kept_bytes: u64, files: &[Candidate]) -> Self {
+        let live: u128 = files.iter().map(|file| u128::from(file.live_bytes())).sum();
+        if u128::from(kept_bytes) * 100 <= live * u128::from(self.kept_percent) {
+            return self;
+        }
+        Self {
+            deleted_percent: self.deleted_percent.max(HALF_PERCENT),
+            ..self
+        }
+    }
 }
 
 /// Whether rows must stay in the order of the files.
@@ -176,6 +193,22 @@ mod tests {
 
     fn chosen(files: &[Candidate]) -> Option<Vec<usize>> {
         choose(files, Order::Any, TARGET, &settings())
+    }
+
+    #[test]
+    fn thinned_files_wait_while_much_is_kept_for_old_versions() {
+        let files = [
+            file(100 * MIB, 1_000_000, 200_000),
+            file(100 * MIB, 1_000_000, 0),
+        ];
+        let choose = |files: &[Candidate], kept_bytes| {
+            let settings = settings().with_kept(kept_bytes, files);
+            choose(files, Order::Any, TARGET, &settings)
+        };
+        assert_eq!(choose(&files, 180 * MIB), Some(vec![0]));
+        assert_eq!(choose(&files, 181 * MIB), None);
+        let half = [file(100 * MIB, 1_000_000, 500_001)];
+        assert_eq!(choose(&half, 181 * MIB), Some(vec![0]));
     }
 
     #[test]

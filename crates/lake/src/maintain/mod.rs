@@ -11,10 +11,12 @@
 mod choose;
 mod cleaning;
 mod compaction;
+mod kept;
 mod resting;
 
 pub(crate) use choose::{Candidate, Order, choose};
 pub use cleaning::{Cleaned, CleaningJob};
 pub use compaction::{Compacted, CompactionJob, Worked};
 pub(crate) use compaction::{Input, Output};
+pub(crate) use kept::KeptBytes;
 pub use resting::{RestingTable, look_for_unneeded};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Error, Result};
 
 use super::Silver;
@@ -40,12 +41,11 @@ impl Silver {
             .iter()
             .map(|(_, segment)| Candidate::of(&segment.file, segment.deleted.len(), true))
             .collect();
-        let Some(chosen) = choose(
-            &candidates,
-            Order::Any,
-            self.lake.target_file_bytes,
-            settings,
-        ) else {
+        let retention = &self.lake.retention;
+        let kept = retention.all_versions.max(retention.removed_files);
+        let settings = settings.with_kept(self.kept.within(kept, now_ms()), &candidates);
+        let target_bytes = self.lake.target_file_bytes;
+        let Some(chosen) = choose(&candidates, Order::Any, target_bytes, &settings) else {
             return Ok(None);
         };
         let inputs: Vec<Input> = chosen
@@ -110,11 +110,14 @@ impl Silver {
         let inputs = done.inputs.iter().map(|input| input.segment);
         let inputs: Vec<_> = inputs.filter(|id| segments.get(*id).is_some()).collect();
         let removes = inputs.iter().filter_map(|id| segments.get(*id));
-        let removes = removes.map(|segment| &segment.file).collect();
+        let removes: Vec<_> = removes.map(|segment| &segment.file).collect();
+        let bytes = removes.iter().map(|file| file.size_bytes);
+        let replaced_bytes = bytes.filter_map(|bytes| u64::try_from(bytes).ok()).sum();
         self.committing = true;
         let (version, file) = done.commit(&mut self.table, removes, &late)?;
         self.committing = false;
         self.compacting = None;
+        self.kept.add(now_ms(), replaced_bytes);
         let id = done.output.segment;
         self.segments.replace(&inputs, id, file, late);
         match &mut self.index {

@@ -53,6 +53,7 @@ pub(crate) use txn::is_settled;
 pub use view::SilverView;
 
 use crate::log::{Commit, DeltaTable};
+use crate::maintain::KeptBytes;
 use crate::{
     CheckpointDone, CheckpointJob, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings,
 };
@@ -98,6 +99,8 @@ pub struct Silver {
     ticket: u64,
     /// The file that a compaction writes.
     compacting: Option<String>,
+    /// Of files that were written anew.
+    kept: KeptBytes,
     /// What was applied and is committed later.
     held: Option<rewrite::Held>,
     /// A commit was begun and did not return: staged files may be in the log.

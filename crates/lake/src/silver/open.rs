@@ -14,6 +14,7 @@ use super::segments::Segments;
 use super::stage::Stage;
 use super::txn::Positions;
 use crate::key_index::Manifest;
+use crate::maintain::KeptBytes;
 use crate::owned::{HeldSchema, free_name, held_schema, open_or_create};
 use crate::write::check_file;
 use crate::{Lake, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings};
@@ -115,6 +116,7 @@ impl Silver {
             poisoned: false,
             ticket: super::compact::ticket(),
             compacting: None,
+            kept: KeptBytes::default(),
             held: None,
             committing: false,
         };

@@ -19,6 +19,7 @@ const EAGER: CompactionSettings = CompactionSettings {
     small_files: 3,
     deleted_percent: 10,
     least_deleted_rows: 1,
+    kept_percent: u32::MAX,
 };
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -15,6 +15,7 @@ const SETTINGS: CompactionSettings = CompactionSettings {
     small_files: 3,
     deleted_percent: 50,
     least_deleted_rows: 1,
+    kept_percent: u32::MAX,
 };
 
 fn schema() -> Arc<TableSchema> {

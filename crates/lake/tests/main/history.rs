@@ -185,6 +185,7 @@ fn eager() -> CompactionSettings {
         small_files: 2,
         deleted_percent: 10,
         least_deleted_rows: 1,
+        kept_percent: u32::MAX,
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) struct MaintainFile {
     window: Option<String>,
     small_files: Option<usize>,
     deleted_percent: Option<u8>,
+    kept_percent: Option<u32>,
     all_versions: Option<String>,
     removed_files: Option<String>,
     old_versions: Option<String>,
@@ -133,6 +134,7 @@ impl MaintainFile {
                     self.deleted_percent,
                     written.deleted_percent,
                 )?,
+                kept_percent: self.kept_percent.unwrap_or(written.kept_percent),
                 ..written
             },
             retention,

@@ -73,6 +73,7 @@ path = {lake_path}
 # window = "22:00-06:00"               # in UTC: when it may begin; always unless set
 # small_files = 10                     # so many of about one size become one
 # deleted_percent = 5                  # of a file's rows: beyond it the file is written anew
+# kept_percent = 100                   # of a table's size: old files beyond it, and that waits for more deleted rows
 # How long versions can be read: all of them, and of older ones one for each ...
 # all_versions = "1h"
 # old_versions = "7d"

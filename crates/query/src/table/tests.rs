@@ -332,6 +332,7 @@ impl World {
             txns: BTreeMap::new(),
             properties: BTreeMap::new(),
             commit_time_ms: 0,
+            checkpoint: None,
         };
         let session = Session::open(
             dir.path(),
@@ -547,6 +548,7 @@ fn nan_is_found_though_no_bound_knows_it() {
         txns: BTreeMap::new(),
         properties: BTreeMap::new(),
         commit_time_ms: 0,
+        checkpoint: None,
     };
     let settings = QuerySettings {
         memory_bytes: 64 << 20,
@@ -580,6 +582,7 @@ fn a_deletion_vector_beyond_the_file_is_refused() {
             txns: BTreeMap::new(),
             properties: BTreeMap::new(),
             commit_time_ms: 0,
+            checkpoint: None,
         };
         assert!(
             LakeTable::new(version, Path::new("/nowhere"))
