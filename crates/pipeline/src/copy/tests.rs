@@ -9,6 +9,7 @@
 
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::testing::{comes, table};
@@ -79,9 +80,24 @@ async fn handed_over(queue: &mut Receiver<Command>) -> (usize, oneshot::Sender<R
     }
 }
 
-async fn give_up(shared: &Shared) {
-    let refused: Result<()> = Err(Error::new(&code::VALUE, "a value of a later range"));
-    assert!(shared.unless_of_table(0, refused).await.unwrap().is_none());
+/// Gives up the table, as far as that goes without its owner.
+async fn give_up(shared: &Arc<Shared>) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    let giving_up = tokio::spawn(async move {
+        let refused: Result<()> = Err(Error::new(&code::VALUE, "a value of a later range"));
+        assert!(shared.unless_of_table(0, refused).await.unwrap().is_none());
+    });
+    tokio::task::yield_now().await;
+    giving_up
+}
+
+/// The owner hears of it.
+async fn given_up(queue: &mut Receiver<Command>, giving_up: JoinHandle<()>) {
+    match comes("the owner hears of it", queue.recv()).await {
+        Some(Command::HaltCopy { reply, .. }) => reply.send(Ok(())).unwrap(),
+        _ => panic!("the owner was to hear of it"),
+    }
+    comes("it is given up", giving_up).await.unwrap();
 }
 
 #[tokio::test]
@@ -110,7 +126,8 @@ async fn a_table_given_up_while_a_range_is_read_gets_no_more_of_its_rows() {
     let own = Arc::clone(&shared);
     let reading = tokio::spawn(async move { read_rows(&own, reader(3), range(0)).await });
     let (_, reply) = handed_over(&mut queue).await;
-    give_up(&shared).await;
+    let giving_up = give_up(&shared).await;
+    given_up(&mut queue, giving_up).await;
     reply.send(Ok(())).unwrap();
     let read = comes("the range is left", reading).await.unwrap().unwrap();
     assert!(read.is_none() && queue.try_recv().is_err());
@@ -134,10 +151,11 @@ async fn a_range_handed_over_after_its_table_was_given_up_lets_no_other_wait() {
     let full: Vec<_> = std::iter::from_fn(|| owner.try_reserve()).collect();
     let delivering = tokio::spawn(deliver(Arc::clone(&shared), rows(0)));
     tokio::task::yield_now().await;
-    give_up(&shared).await;
+    let giving_up = give_up(&shared).await;
     drop(full);
     let (_, reply) = handed_over(&mut queue).await;
     reply.send(Ok(())).unwrap();
+    given_up(&mut queue, giving_up).await;
     let delivered = comes("the first range is delivered", delivering).await;
     delivered.unwrap().unwrap();
     // The second was passed over: its turn never ends.
