@@ -84,6 +84,8 @@ pub static MISTAKES: &[&str] = &[
     "resync.too_early",
     "foreign.stale_index",
     "repair.over_changes",
+    "columns.before_backlog",
+    "copy.into_complete",
 ];
 
 thread_local! {

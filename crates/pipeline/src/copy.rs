@@ -222,20 +222,22 @@ pub(crate) async fn copy_all(
     Ok(())
 }
 
-/// Has the table's changes kept in bronze from now on; must come before the copy's snapshot.
+/// Has the table's changes kept in bronze from now on, in its newest shape; must come before the copy's
+/// snapshot.
 ///
 /// # Errors
 /// The owner has ended, or the lake cannot be written.
-pub(crate) async fn prepare(target: &CopyTarget) -> Result<()> {
+pub(crate) async fn prepare(target: &mut CopyTarget) -> Result<()> {
     let table = Arc::clone(&target.table);
-    target
+    let prepared = target
         .owner
-        .ask(|reply| Command::PrepareCopy { table, reply })
-        .await
+        .ask(|reply| Command::PrepareCopy { table, reply });
+    target.table = prepared.await?;
+    Ok(())
 }
 
 async fn enter_new(context: &CopyContext, targets: &mut [CopyTarget]) -> Result<CopySessions> {
-    for target in targets.iter() {
+    for target in targets.iter_mut() {
         prepare(target).await?;
     }
     let snapshot = ExportedSnapshot::temporary(&context.options).await?;
@@ -362,7 +364,9 @@ async fn begin(target: &CopyTarget, range_bytes: u64, snapshot: Lsn) -> Result<V
     // Without a key, rows copied under two snapshots could not be told apart.
     let keyed = matches!(table.schema.identity, Identity::Key(_));
     let begin = |afresh| {
+        let schema = Arc::clone(&table.schema);
         target.owner.ask(move |reply| Command::BeginCopy {
+            schema,
             snapshot,
             afresh,
             reply,

@@ -23,10 +23,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alluvium_change::surroundings::instant;
-use alluvium_change::{ChangeBatch, Error, Lsn, Result, failpoint};
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, code, failpoint};
 use alluvium_lake::{Bronze, CopyState, Lake, Silver, SilverSettings};
 use alluvium_source_postgres::catalog::SourceTable;
-use arrow::array::Array as _;
+use arrow::array::{Array as _, ArrayRef};
 use tokio::sync::{Semaphore, mpsc};
 
 use ahead::Landing;
@@ -40,7 +40,7 @@ use failure::open_or_set_aside;
 use measure::Summary;
 
 use crate::status::{Phase, StatusBoard, now_micros};
-use crate::tables::ShapeStep;
+use crate::tables::{ShapeStep, in_shape_of};
 
 /// What all owners share.
 #[derive(Clone)]
@@ -206,10 +206,13 @@ impl TableOwner {
         Ok(())
     }
 
-    /// The table's columns as the lake has them.
+    /// The table's columns as the lake has them: silver waits for a copy where it has fewer than bronze.
     #[must_use]
     pub(crate) fn lake_columns(&self) -> &arrow::datatypes::SchemaRef {
-        self.bronze.schema().arrow()
+        let bronze = self.bronze.schema();
+        let silver = self.silver.as_ref().map(Silver::schema);
+        let fewer = silver.filter(|silver| silver.columns.len() < bronze.columns.len());
+        fewer.unwrap_or(bronze).arrow()
     }
 
     /// Whether the lake has the rows of this very table, told apart in the same way.
@@ -273,11 +276,12 @@ impl TableOwner {
                 let _ = reply.send(self.prepare_copy(table));
             }
             Command::BeginCopy {
+                schema,
                 snapshot,
                 afresh,
                 reply,
             } => {
-                let begun = self.begin_copy(snapshot, afresh);
+                let begun = self.begin_copy(&schema, snapshot, afresh);
                 let _ = reply.send(self.unless_foreign(begun));
                 events.push(Event::PhaseChanged);
             }
@@ -300,14 +304,11 @@ impl TableOwner {
                 let files = self.silver.as_ref().map_or(0, Silver::num_files);
                 self.care.ask(request, files.max(self.bronze.num_files()));
             }
-            Command::Shape { table, step, ended } => {
-                if let Err(error) = self.reshape(table, &step, ended) {
-                    events.extend(self.failed(error));
-                }
-                if self.phase == Phase::Waiting || self.copy_wanted {
-                    events.push(Event::NeedsCopy(self.table.schema.id.clone()));
-                }
-            }
+            Command::Shape { table, step, ended } => match self.reshape(table, &step, ended) {
+                Err(error) => events.extend(self.failed(error)),
+                Ok(true) => events.push(Event::NeedsCopy(self.table.schema.id.clone())),
+                Ok(false) => {}
+            },
             Command::Broken { at, ended, error } => {
                 if let Err(error) = self.break_at(at, ended, &error) {
                     events.push(Event::Fatal(error));
@@ -360,7 +361,10 @@ impl TableOwner {
     /// Stages all changes of a cut, or of a part of one. Answers what silver said.
     fn land(&mut self, batches: Vec<Landing<ChangeBatch>>) -> Result<Result<()>> {
         let mut merged = Ok(());
-        for landing in batches {
+        for mut landing in batches {
+            if landing.rows.table.columns != self.table.schema.columns {
+                landing = in_shape_of(landing.rows, &self.table)?.into();
+            }
             self.stage(landing, &mut merged)?;
         }
         Ok(merged)
@@ -448,47 +452,88 @@ impl TableOwner {
         )
     }
 
-    fn reshape(&mut self, table: Arc<SourceTable>, step: &ShapeStep, ended: Lsn) -> Result<()> {
+    fn reshape(&mut self, table: Arc<SourceTable>, step: &ShapeStep, ended: Lsn) -> Result<bool> {
         let ShapeStep::AddColumns { fill, recopy } = step else {
             self.table = table;
-            return Ok(());
+            return Ok(false);
         };
         if self.broken {
-            return Ok(());
+            return Ok(false);
+        }
+        let columns = &table.schema.columns;
+        let silver = self.silver.as_ref().filter(|_| self.is_followed());
+        if self.bronze.schema().columns == *columns
+            && silver.is_none_or(|silver| silver.schema().columns == *columns)
+        {
+            // A copy was prepared in this shape.
+            self.table = table;
+            return Ok(false);
         }
         self.begin_beside_again()?;
-        self.commit_held()?;
-        let mut recopy = *recopy || self.phase == Phase::Copying;
-        match self.staged_through.take() {
-            None => {}
-            Some(through) if through <= ended => {
-                self.bronze.commit(through)?;
-                if let (Phase::Live, Some(silver)) = (self.phase, &mut self.silver) {
-                    silver.commit(through)?;
-                }
-            }
-            Some(_) => {
-                // Changed in the middle of a transaction that has changes of both shapes.
-                self.bronze.discard_staged();
-                recopy = true;
-            }
+        let within = self.staged_through.is_some_and(|through| through > ended);
+        let whole = self.staged_through.take_if(|_| !within);
+        if let Some(through) = whole {
+            self.bronze.commit(through)?;
         }
+        let has_fill = fill.iter().any(|(_, value)| value.null_count() == 0);
+        // In the middle of a transaction changes of both shapes are still to be merged.
+        let readied = match self.ready_for_columns(whole, has_fill) {
+            Ok(()) => Ok(!(within && has_fill)),
+            // It was opened in the new columns: nothing was begun.
+            Err(error) if error.is(&code::SCHEMA_CHANGED) => Ok(false),
+            Err(error) if error.is(&code::COPY_AGAIN) || self.is_for_us_to_settle(&error) => {
+                self.silver = None;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        };
         self.bronze.discard_copied();
         self.bronze.add_columns(&table.schema)?;
-        let has_fill = fill.iter().any(|(_, value)| value.null_count() == 0);
-        // Changes in bronze from before the column do not have its value: silver must be past them.
-        recopy |= has_fill && self.phase == Phase::CatchingUp;
         self.table = table;
         self.catch_up = None;
-        if self.silver.as_ref().is_some_and(Silver::has_staged) {
+        let is_ready = readied? && !*recopy;
+        if !is_ready || matches!(self.phase, Phase::Waiting | Phase::Copying) {
+            // Readers see the rows as they were until the copy is there: nobody knows the new values.
+            self.phase = Phase::Waiting;
+        }
+        let has_part = self.silver.as_ref().is_some_and(Silver::has_staged);
+        if has_part {
             self.silver = None;
             self.silver = Some(self.open_silver()?);
         }
-        if let Some(silver) = &mut self.silver {
-            silver.add_columns(&self.table.schema, if recopy { &[] } else { fill })?;
+        if self.is_followed() {
+            if within || has_part {
+                self.phase = Phase::CatchingUp;
+            }
+            self.add_to_silver(fill)?;
         }
-        if recopy {
-            self.phase = Phase::Waiting;
+        Ok(self.phase == Phase::Waiting || self.copy_wanted)
+    }
+
+    /// Commits what silver has of whole transactions, `whole` the last that was just committed. Changes in
+    /// bronze from before a column do not have its value: silver must be past them.
+    fn ready_for_columns(&mut self, whole: Option<Lsn>, has_fill: bool) -> Result<()> {
+        if let (Phase::Live, Some(silver), Some(through)) = (self.phase, &mut self.silver, whole)
+            && silver.has_staged()
+        {
+            silver.commit(through)?;
+        }
+        if has_fill && !self.is_level() && !failpoint::is_planted("columns.before_backlog") {
+            self.catch_up_wholly()?;
+        }
+        self.commit_held()
+    }
+
+    /// Also when another program wrote just now.
+    fn add_to_silver(&mut self, fill: &[(String, ArrayRef)]) -> Result<()> {
+        while let Some(silver) = &mut self.silver {
+            match silver.add_columns(&self.table.schema, fill) {
+                Ok(()) => break,
+                Err(error) => {
+                    self.silver = None;
+                    self.after_foreign(error)?;
+                }
+            }
         }
         Ok(())
     }

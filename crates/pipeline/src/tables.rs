@@ -1,14 +1,19 @@
 //! Which tables a project follows, and how a table's shape may change under the stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{Error, Identity, Result, TableId, TableSchema, code};
+use alluvium_change::{
+    ChangeBatch, Error, Identity, OldImages, Op, Result, TableId, TableSchema, code,
+};
 use alluvium_lake::{MetadataColumn, SilverSettings};
 use alluvium_source_postgres::catalog::{SourceTable, TableOverride, TableSelection};
 use alluvium_source_postgres::type_map::OnInvalid;
-use arrow::array::{Array as _, ArrayRef};
+use arrow::array::{Array as _, ArrayRef, RecordBatch, UInt32Array};
+use arrow::compute::take;
 use arrow::datatypes::Schema;
+use arrow::error::ArrowError;
 
 use crate::project::{MergeMode, OnConflict, Project};
 
@@ -103,6 +108,50 @@ pub(crate) enum ShapeStep {
         fill: Vec<(String, ArrayRef)>,
         recopy: bool,
     },
+}
+
+/// Changes in the table's newest shape, which were decoded in an earlier one: as the decoder gives them
+/// when it knows the newest.
+///
+/// # Errors
+/// As [`shape_step`].
+pub(crate) fn in_shape_of(batch: ChangeBatch, table: &SourceTable) -> Result<ChangeBatch> {
+    let ShapeStep::AddColumns { fill, .. } = shape_step(batch.table.arrow(), table)? else {
+        return Ok(batch);
+    };
+    let is_keyed = matches!(table.schema.identity, Identity::Key(_));
+    let is_row = |op: &Op| match op {
+        Op::Truncate => false,
+        Op::Delete => !is_keyed,
+        _ => true,
+    };
+    let widened = |rows: &RecordBatch, shown: UInt32Array| -> Result<RecordBatch> {
+        let bug = |error| Error::bug("changes cannot be widened").with_source(error);
+        let columns = table.schema.columns.iter().map(|column| {
+            match fill.iter().find(|(name, _)| *name == column.name) {
+                Some((_, value)) => take(value, &shown, None),
+                None => Ok(Arc::clone(rows.column_by_name(&column.name).ok_or_else(
+                    || ArrowError::SchemaError(format!("no column \"{}\"", column.name)),
+                )?)),
+            }
+        });
+        let columns = columns
+            .collect::<std::result::Result<_, _>>()
+            .map_err(bug)?;
+        RecordBatch::try_new(Arc::clone(table.schema.arrow()), columns).map_err(bug)
+    };
+    let shown = batch.ops.iter().map(|op| is_row(op).then_some(0));
+    let old = batch.old.map(|old| {
+        let shown = UInt32Array::from(vec![0; old.rows.num_rows()]);
+        let rows = widened(&old.rows, shown)?;
+        Ok::<_, Error>(OldImages { rows, ..old })
+    });
+    Ok(ChangeBatch {
+        rows: widened(&batch.rows, shown.collect())?,
+        old: old.transpose()?,
+        table: Arc::clone(&table.schema),
+        ..batch
+    })
 }
 
 /// How to come from the columns the lake has to those the source has now.

@@ -370,14 +370,15 @@ impl Bronze {
         )
     }
 
-    /// Adds columns the source added: NULL in what is there, in `_before` too.
+    /// Adds columns the source added: NULL in what is there, in `_before` too. Staged changes stay, in
+    /// the columns that they have.
     ///
     /// # Errors
     /// `SCHEMA_CHANGED` when `schema` does more than add columns at the end.
     pub fn add_columns(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         self.check_open()?;
-        if self.has_staged() {
-            return Err(Error::bug("columns were added over staged changes"));
+        if !self.copied.is_empty() {
+            return Err(Error::bug("columns were added over staged rows"));
         }
         let added = added_columns(&self.encoder.schema, schema, &self.encoder.columns.schema)?;
         if added.is_empty() {
@@ -409,6 +410,7 @@ impl Bronze {
                 .map(|c| Field::new(&c.name, c.data_type.clone(), true)),
         );
         self.guarded(|bronze| {
+            bronze.changes.close()?;
             bronze.change_schema(schema, &Schema::new(fields), "ADD COLUMNS", &[])
         })
     }

@@ -60,7 +60,7 @@ fn change(silver: &mut Silver, lsn: u64) {
         changes.push(delete(lsn, id - 12));
     }
     // Of a row that is gone there is nothing to update.
-    changes.retain(|change| change.new.0 == id || silver_has(silver, change.new.0));
+    changes.retain(|change| change.new.id == id || silver_has(silver, change.new.id));
     silver.apply(&batch(&schema(), &changes)).unwrap();
     silver.commit(Lsn(lsn)).unwrap();
     if let Some(job) = silver.take_checkpoint_job(false) {
@@ -73,7 +73,7 @@ fn change(silver: &mut Silver, lsn: u64) {
 }
 
 fn silver_has(silver: &Silver, id: i64) -> bool {
-    read_items(silver.dir()).iter().any(|row| row.0 == id)
+    read_items(silver.dir()).iter().any(|row| row.id == id)
 }
 
 /// Makes files of a directory, and of its log, older.

@@ -132,7 +132,7 @@ fn a_file_all_of_whose_rows_went_meanwhile_does_not_come_back() {
     silver.apply(&batch(&schema(), &all)).unwrap();
     silver.commit(Lsn(300)).unwrap();
     assert!(silver.adopt_compaction(done).unwrap().is_some());
-    let ids: Vec<i64> = read_items(silver.dir()).iter().map(|row| row.0).collect();
+    let ids: Vec<i64> = read_items(silver.dir()).iter().map(|row| row.id).collect();
     assert_eq!(ids, (0..10).chain(20..30).collect::<Vec<_>>());
     silver.check_index().unwrap();
 }

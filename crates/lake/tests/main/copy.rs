@@ -129,7 +129,7 @@ fn changes_between_two_snapshots_are_taken_once() {
     assert_eq!(silver.num_rows(), 5, "the later copy of 13 won");
     let unsent = Change {
         unchanged: true,
-        ..update(160, (1, Some("new".into()), None))
+        ..update(160, row(1, "new", ""))
     };
     applied(
         &mut silver,
@@ -195,7 +195,7 @@ fn a_value_nobody_has_asks_for_a_fresh_copy() {
     let schema = items(Identity::Key(vec![0]));
     let unsent = Change {
         unchanged: true,
-        ..update(150, (99, Some("x".into()), None))
+        ..update(150, row(99, "x", ""))
     };
     let error = silver.apply(&batch(&schema, &[unsent])).unwrap_err();
     assert!(error.is(&code::COPY_AGAIN), "{error}");

@@ -20,7 +20,7 @@ pub(super) struct CatchUp {
 
 impl TableOwner {
     /// Silver has all that bronze committed, and was not told yet to take what comes by itself.
-    fn is_level(&self) -> bool {
+    pub(super) fn is_level(&self) -> bool {
         let silver = self.silver.as_ref().map(Silver::position);
         self.phase == Phase::CatchingUp
             && self.catch_up.is_none()

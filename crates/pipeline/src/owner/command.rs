@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId};
+use alluvium_change::{ChangeBatch, Error, Lsn, Result, TableId, TableSchema};
 use alluvium_lake::{CopyState, Repair, Repaired, SilverView};
 use alluvium_source_postgres::catalog::SourceTable;
 use arrow::array::RecordBatch;
@@ -51,13 +51,16 @@ pub(crate) enum Command {
         end: Option<CutEnd>,
         permit: Option<OwnedSemaphorePermit>,
     },
-    /// From now on keep every change in bronze, in this shape: a copy will be taken.
+    /// From now on keep every change in bronze, in this shape: a copy will be taken. Answers the shape,
+    /// which is another where the stream told of a newer one.
     PrepareCopy {
         table: Arc<SourceTable>,
-        reply: oneshot::Sender<Result<()>>,
+        reply: oneshot::Sender<Result<Arc<SourceTable>>>,
     },
     /// Start copying from nothing, or go on: answers what is copied already.
     BeginCopy {
+        /// Of the rows to come.
+        schema: Arc<TableSchema>,
         snapshot: Lsn,
         afresh: bool,
         reply: oneshot::Sender<Result<CopyState>>,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Lsn, Result, code, failpoint};
+use alluvium_change::{Error, Lsn, Result, TableSchema, code, failpoint};
 use alluvium_lake::{CopyState, Silver};
 use alluvium_source_postgres::catalog::SourceTable;
 
@@ -77,7 +77,7 @@ impl TableOwner {
     }
 
     /// Whether changes come to silver.
-    fn is_followed(&self) -> bool {
+    pub(super) fn is_followed(&self) -> bool {
         matches!(self.phase, Phase::Live | Phase::CatchingUp)
     }
 
@@ -90,10 +90,12 @@ impl TableOwner {
         !self.broken && self.is_followed() && self.silver.as_ref().is_some_and(fits)
     }
 
-    pub(super) fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<()> {
+    pub(super) fn prepare_copy(&mut self, table: Arc<SourceTable>) -> Result<Arc<SourceTable>> {
         self.copy_wanted = false;
         self.bronze.discard_copied();
-        self.table = table;
+        if table.read >= self.table.read {
+            self.table = table;
+        }
         let goes_on = self.goes_on();
         let stands = match &self.silver {
             Some(silver) => silver.copy_state() == CopyState::Complete,
@@ -106,8 +108,13 @@ impl TableOwner {
         }
         let columns = &self.table.schema.columns;
         if self.bronze.schema().columns != *columns {
-            self.bronze.replace_schema(&self.table.schema)?;
-            self.staged_through = None;
+            match self.bronze.add_columns(&self.table.schema) {
+                Err(error) if error.is(&code::SCHEMA_CHANGED) => {
+                    self.bronze.replace_schema(&self.table.schema)?;
+                    self.staged_through = None;
+                }
+                added => added?,
+            }
         }
         if stands {
             self.prepare_beside()?;
@@ -119,13 +126,17 @@ impl TableOwner {
             .table(&self.table.schema.id.to_string(), |status| {
                 status.error = None
             });
-        Ok(())
+        Ok(Arc::clone(&self.table))
     }
 
     fn prepare_beside(&mut self) -> Result<()> {
         let schema = &self.table.schema;
+        // One that is complete could be in its place before the new copy begins, which would empty it.
         let fits = |beside: &Beside| {
-            !beside.silver.has_staged() && beside.silver.schema().columns == schema.columns
+            !beside.silver.has_staged()
+                && beside.silver.schema().columns == schema.columns
+                && (beside.silver.copy_state() != CopyState::Complete
+                    || failpoint::is_planted("copy.into_complete"))
         };
         // What was staged of a range is to be read again.
         let (lake, identity, settings) = (&self.context.lake, &self.identity, &self.settings);
@@ -172,15 +183,37 @@ impl TableOwner {
         }
     }
 
-    pub(super) fn begin_copy(&mut self, snapshot: Lsn, afresh: bool) -> Result<CopyState> {
+    /// Silver cannot go on: the copy that is under way beside it is silver next, or one is asked for.
+    pub(super) fn wait_for_copy(&mut self) -> Event {
+        let state = self
+            .beside
+            .as_ref()
+            .map(|beside| beside.silver.copy_state());
+        self.phase = match state {
+            Some(CopyState::Copying { .. } | CopyState::Complete) => Phase::Copying,
+            Some(CopyState::None) | None => Phase::Waiting,
+        };
+        match state {
+            Some(_) => Event::PhaseChanged,
+            None => Event::NeedsCopy(self.table.schema.id.clone()),
+        }
+    }
+
+    pub(super) fn begin_copy(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        snapshot: Lsn,
+        afresh: bool,
+    ) -> Result<CopyState> {
         self.copy_failed = false;
-        let schema = Arc::clone(&self.table.schema);
-        let Some(target) = self.target() else {
-            return Err(Error::bug("a copy began that was not prepared"));
+        let is_prepared = schema.columns == self.table.schema.columns;
+        let Some(target) = self.target().filter(|_| is_prepared) else {
+            // Something went wrong, or the table changed, before its snapshot was there.
+            return Err(copy_again(&schema.id));
         };
         let resume = !afresh
             && matches!(target.copy_state(), CopyState::Copying { .. })
-            && target.is_copy_of(&schema);
+            && target.is_copy_of(schema);
         if !resume {
             if self.bronze.version() > 0 {
                 self.bronze.record_restart(snapshot, now_micros())?;

@@ -24,8 +24,7 @@ impl TableOwner {
         }
         if error.is(&code::COPY_AGAIN) {
             tracing::warn!(table = %self.table.schema.id, error = %error, "copying the table again");
-            self.phase = Phase::Waiting;
-            return vec![Event::NeedsCopy(self.table.schema.id.clone())];
+            return vec![self.wait_for_copy()];
         }
         self.phase = Phase::Stopped;
         self.tell_error(&error);
@@ -37,7 +36,7 @@ impl TableOwner {
     ///
     /// # Errors
     /// What is the matter otherwise.
-    fn after_foreign(&mut self, error: Error) -> Result<()> {
+    pub(super) fn after_foreign(&mut self, error: Error) -> Result<()> {
         if !self.is_for_us_to_settle(&error) {
             return Err(error);
         }

@@ -40,7 +40,8 @@ fn copying(dir: &tempfile::TempDir) -> TableOwner {
     };
     let settings = SilverSettings::default();
     let mut owner = TableOwner::open(identity, settings, table, context, false).unwrap();
-    owner.begin_copy(Lsn(5), true).unwrap();
+    let schema = Arc::clone(&owner.table.schema);
+    owner.begin_copy(&schema, Lsn(5), true).unwrap();
     owner
 }
 

@@ -93,7 +93,7 @@ pub(super) async fn prepare(
         }
     };
     copy::slot_created();
-    prepare_queued(&pipeline).await?;
+    prepare_queued(&mut pipeline).await?;
     let mut sessions = None;
     let mut start = slot
         .and_then(|slot| slot.confirmed_flush_lsn)
@@ -474,8 +474,8 @@ fn take_owners(
     Ok(())
 }
 
-async fn prepare_queued(pipeline: &Pipeline) -> Result<()> {
-    for target in &pipeline.copy_queue {
+async fn prepare_queued(pipeline: &mut Pipeline) -> Result<()> {
+    for target in &mut pipeline.copy_queue {
         crate::copy::prepare(target).await?;
     }
     Ok(())

@@ -409,13 +409,13 @@ impl Pipeline {
                     tracing::info!(table = %id, "copying afresh, as asked");
                     let table = Arc::new(table);
                     self.stream.flush_parts().await?;
-                    let target = CopyTarget {
+                    let mut target = CopyTarget {
                         table: Arc::clone(&table),
                         owner,
                         afresh: true,
                         request: Some(Arc::new(request)),
                     };
-                    crate::copy::prepare(&target).await?;
+                    crate::copy::prepare(&mut target).await?;
                     self.stream.assembler.know(Arc::clone(&table))?;
                     self.known.insert(id, table);
                     self.copy_queue.push(target);

@@ -22,6 +22,7 @@ pub(super) struct Facts<'a> {
     pub(super) selection: &'a TableSelection,
     pub(super) money_fraction_digits: u8,
     pub(super) has_tid_range_scan: bool,
+    pub(super) read: u64,
 }
 
 impl Facts<'_> {
@@ -81,6 +82,7 @@ pub(super) fn source_table(
         .any(|index| index.is_primary);
     Ok(SourceTable {
         schema: TableSchema::new(id, relation.oid, planned.columns, identity),
+        read: facts.read,
         plans: planned.plans,
         attributes: planned.attributes,
         estimated_rows: leaf_rows.iter().map(estimated_rows).sum(),

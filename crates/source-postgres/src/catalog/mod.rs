@@ -12,6 +12,7 @@ mod types;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use alluvium_change::{Code, Error, Result, TableId, TableSchema};
 use tokio_postgres::Client;
@@ -86,6 +87,8 @@ impl Refusal {
 #[derive(Debug, Clone)]
 pub struct SourceTable {
     pub schema: Arc<TableSchema>,
+    /// When the catalogs were read, counted in this process: of two, the larger has the newer shape.
+    pub read: u64,
     /// How each of [`TableSchema::columns`] is decoded.
     pub plans: Vec<ColumnPlan>,
     /// All columns of the source in `attnum` order, those left out too.
@@ -145,6 +148,9 @@ pub async fn fingerprint(client: &Client) -> Result<String> {
     rows::fingerprint(client).await
 }
 
+/// How often catalogs were read.
+static READS: AtomicU64 = AtomicU64::new(1);
+
 async fn load(
     client: &Client,
     selection: &TableSelection,
@@ -183,6 +189,7 @@ async fn load(
         selection,
         money_fraction_digits,
         has_tid_range_scan: version >= TID_RANGE_SCAN_VERSION,
+        read: READS.fetch_add(1, Ordering::Relaxed),
     };
     let mut attributes = group(attributes, |row| row.relation_oid);
     let mut leaves = group(leaves, |leaf| leaf.root_oid);

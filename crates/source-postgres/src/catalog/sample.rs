@@ -54,6 +54,7 @@ pub fn sample_table(id: TableId, oid: u32, columns: &[(&str, u32, &str)]) -> Res
     };
     Ok(SourceTable {
         schema: TableSchema::new(id, oid, planned, Identity::Key(vec![0])),
+        read: 0,
         plans,
         attributes,
         leaves: vec![leaf],

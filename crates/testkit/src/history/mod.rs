@@ -52,22 +52,56 @@ pub fn items(identity: Identity) -> Arc<TableSchema> {
 }
 
 /// A row of `items`.
-pub type Row = (i64, Option<String>, Option<String>);
-
-pub fn row(id: i64, small: &str, big: &str) -> Row {
-    (id, Some(small.into()), Some(big.into()))
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row {
+    pub id: i64,
+    pub small: Option<String>,
+    pub big: Option<String>,
+    /// Of columns that were added later: `more0`, `more1` and so on.
+    pub more: Vec<Option<String>>,
 }
 
+impl Row {
+    /// A row of which only the key is known.
+    #[must_use]
+    pub fn key(id: i64) -> Self {
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
+
+    /// With the columns it lacks, of those that were added.
+    #[must_use]
+    pub fn widened(mut self, added: &[Option<String>]) -> Self {
+        let lacking = added.get(self.more.len()..).unwrap_or_default();
+        self.more.extend_from_slice(lacking);
+        self
+    }
+}
+
+pub fn row(id: i64, small: &str, big: &str) -> Row {
+    Row {
+        small: Some(small.into()),
+        big: Some(big.into()),
+        ..Row::key(id)
+    }
+}
+
+/// Rows in the columns of `schema`.
 pub fn item_rows(schema: &TableSchema, rows: &[Row]) -> RecordBatch {
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.0))),
-        Arc::new(StringArray::from_iter(
-            rows.iter().map(|row| row.1.as_deref()),
-        )),
-        Arc::new(StringArray::from_iter(
-            rows.iter().map(|row| row.2.as_deref()),
-        )),
-    ];
+    let column = |at: usize| -> ArrayRef {
+        let text = |row: &Row| match at {
+            1 => row.small.clone(),
+            2 => row.big.clone(),
+            at => row.more.get(at - 3).cloned().flatten(),
+        };
+        match at {
+            0 => Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.id))),
+            _ => Arc::new(StringArray::from_iter(rows.iter().map(text))),
+        }
+    };
+    let columns = (0..schema.columns.len()).map(column).collect();
     RecordBatch::try_new(Arc::clone(schema.arrow()), columns).unwrap()
 }
 
@@ -80,6 +114,26 @@ pub struct Change {
     pub old: Option<Row>,
     /// `big` was not sent.
     pub unchanged: bool,
+}
+
+impl Change {
+    /// With columns that came after it, as a row shows them; a delete by key has none.
+    #[must_use]
+    pub fn widened(self, added: &[Option<String>], identity: &Identity) -> Self {
+        let is_row = match self.op {
+            Op::Delete => !matches!(identity, Identity::Key(_)),
+            op => matches!(op, Op::Insert | Op::Update),
+        };
+        Self {
+            new: if is_row {
+                self.new.widened(added)
+            } else {
+                self.new
+            },
+            old: self.old.map(|old| old.widened(added)),
+            ..self
+        }
+    }
 }
 
 pub fn insert(lsn: u64, new: Row) -> Change {
@@ -102,14 +156,14 @@ pub fn update(lsn: u64, new: Row) -> Change {
 pub fn delete(lsn: u64, id: i64) -> Change {
     Change {
         op: Op::Delete,
-        ..insert(lsn, (id, None, None))
+        ..insert(lsn, Row::key(id))
     }
 }
 
 pub fn truncate(lsn: u64) -> Change {
     Change {
         op: Op::Truncate,
-        ..insert(lsn, (0, None, None))
+        ..insert(lsn, Row::key(0))
     }
 }
 
@@ -117,16 +171,33 @@ pub fn truncate(lsn: u64) -> Change {
 #[must_use]
 pub fn doubled(changes: &[Change]) -> bool {
     changes.last().is_some_and(|last| {
-        last.op == Op::Update && last.old.as_ref().is_some_and(|old| old.0 != last.new.0)
+        last.op == Op::Update && last.old.as_ref().is_some_and(|old| old.id != last.new.id)
     })
+}
+
+/// The number of each change within its transaction, of whole transactions.
+pub fn event_serials(changes: &[Change]) -> Vec<u64> {
+    let mut serial = 0;
+    let mut last = None;
+    let serials = changes.iter().map(|change| {
+        serial = if last == Some(change.lsn) {
+            serial + 1
+        } else {
+            0
+        };
+        last = Some(change.lsn);
+        serial
+    });
+    serials.collect()
 }
 
 pub fn batch(schema: &Arc<TableSchema>, changes: &[Change]) -> ChangeBatch {
     let sent: Vec<Row> = changes
         .iter()
         .map(|change| {
-            let (id, small, big) = change.new.clone();
-            (id, small, big.filter(|_| !change.unchanged))
+            let mut row = change.new.clone();
+            row.big = row.big.filter(|_| !change.unchanged);
+            row
         })
         .collect();
     let olds: Vec<Row> = changes
@@ -151,25 +222,11 @@ pub fn batch(schema: &Arc<TableSchema>, changes: &[Change]) -> ChangeBatch {
         .iter()
         .enumerate()
         .filter(|(_, change)| change.unchanged);
-    let mut serial = 0;
-    let mut last = None;
-    let event_serial = changes
-        .iter()
-        .map(|change| {
-            serial = if last == Some(change.lsn) {
-                serial + 1
-            } else {
-                0
-            };
-            last = Some(change.lsn);
-            serial
-        })
-        .collect();
     ChangeBatch {
         table: Arc::clone(schema),
         ops: changes.iter().map(|change| change.op).collect(),
         commit_lsn: changes.iter().map(|change| Lsn(change.lsn)).collect(),
-        event_serial,
+        event_serial: event_serials(changes),
         xid: changes
             .iter()
             .map(|change| u32::try_from(change.lsn).unwrap())
@@ -239,7 +296,7 @@ pub fn write_file(path: &Path, rows: &RecordBatch) {
     writer.close().unwrap();
 }
 
-/// Rows of `items`, as they stand.
+/// Rows of `items`, as they stand, with the columns that each file has.
 pub fn item_rows_in_order(batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows = Vec::new();
     for batch in batches {
@@ -251,8 +308,16 @@ pub fn item_rows_in_order(batches: &[RecordBatch]) -> Vec<Row> {
             let column = batch.column_by_name(name).unwrap().as_string::<i32>();
             column.is_valid(at).then(|| column.value(at).to_owned())
         };
+        let names = (0..).map(|n| format!("more{n}"));
+        let added = names.take_while(|name| batch.column_by_name(name).is_some());
+        let added: Vec<String> = added.collect();
         for at in 0..batch.num_rows() {
-            rows.push((ids.value(at), text("small", at), text("big", at)));
+            rows.push(Row {
+                id: ids.value(at),
+                small: text("small", at),
+                big: text("big", at),
+                more: added.iter().map(|name| text(name, at)).collect(),
+            });
         }
     }
     rows

@@ -44,7 +44,7 @@ impl Heap {
     fn by_id(&self, id: i64) -> Option<u64> {
         self.rows
             .iter()
-            .find(|(_, row)| row.0 == id)
+            .find(|(_, row)| row.id == id)
             .map(|(place, _)| *place)
     }
 }
@@ -59,6 +59,8 @@ pub struct Source {
     counter: u64,
     /// Keys may be exchanged without a third one, as a deferred constraint allows.
     pub direct_exchanges: bool,
+    /// Columns that were added, each as rows from before show it.
+    pub added: Vec<Option<String>>,
 }
 
 impl Source {
@@ -71,6 +73,7 @@ impl Source {
             ids,
             counter: 0,
             direct_exchanges: true,
+            added: Vec::new(),
         }
     }
 
@@ -94,7 +97,24 @@ impl Source {
 
     /// Changes of one transaction.
     pub fn transaction(&mut self, changes: usize) -> Vec<Change> {
+        self.begin();
+        self.changes(changes)
+    }
+
+    pub fn begin(&mut self) {
         self.lsn += 1 + self.random.below(50);
+    }
+
+    /// Adds a column, in the transaction that was begun last.
+    pub fn add_column(&mut self, shown_before: Option<String>) {
+        for row in self.heap.rows.values_mut() {
+            row.more.push(shown_before.clone());
+        }
+        self.added.push(shown_before);
+    }
+
+    /// Changes in the transaction that was begun last.
+    pub fn changes(&mut self, changes: usize) -> Vec<Change> {
         let mut made = Vec::new();
         while made.len() < changes {
             match self.random.below(100) {
@@ -107,7 +127,7 @@ impl Source {
                     made.push(Change {
                         op: Op::Truncate,
                         lsn: self.lsn,
-                        new: (0, None, None),
+                        new: Row::key(0),
                         old: None,
                         unchanged: false,
                     });
@@ -128,12 +148,21 @@ impl Source {
         }
     }
 
+    fn row(&mut self, id: i64) -> Row {
+        Row {
+            id,
+            small: self.value(3),
+            big: self.value(2),
+            more: (0..self.added.len()).map(|_| self.value(2)).collect(),
+        }
+    }
+
     fn insert(&mut self) -> Option<Change> {
         let id = self.id();
         if self.keyed() && self.heap.by_id(id).is_some() {
             return None;
         }
-        let new = (id, self.value(3), self.value(2));
+        let new = self.row(id);
         self.heap.rows.insert(self.heap.next, new.clone());
         self.heap.next += 1;
         Some(self.change(Op::Insert, new, None, false))
@@ -156,11 +185,11 @@ impl Source {
     fn update(&mut self) -> Option<Change> {
         let place = self.any_place()?;
         let before = self.heap.rows.get(&place).cloned().unwrap();
-        let mut after = (before.0, self.value(3), self.value(2));
+        let mut after = self.row(before.id);
         if self.random.chance(20) {
             let id = self.id();
             if !self.keyed() || self.heap.by_id(id).is_none() {
-                after.0 = id;
+                after.id = id;
             }
         }
         let change = self.update_to(place, after);
@@ -176,16 +205,16 @@ impl Source {
 
     fn update_to(&mut self, place: u64, mut after: Row) -> Change {
         let before = self.heap.rows.get(&place).cloned().unwrap();
-        let unchanged = before.2.is_some() && self.random.chance(40);
+        let unchanged = before.big.is_some() && self.random.chance(40);
         if unchanged {
-            after.2.clone_from(&before.2);
+            after.big.clone_from(&before.big);
         }
         self.heap.rows.insert(place, after.clone());
         let old = if self.keyed() {
             // A whole old image now and then: a key under REPLICA IDENTITY FULL.
             match self.random.below(10) {
                 0 => Some(before),
-                _ => (before.0 != after.0).then_some((before.0, None, None)),
+                _ => (before.id != after.id).then_some(Row::key(before.id)),
             }
         } else {
             Some(before)
@@ -197,7 +226,7 @@ impl Source {
         let place = self.any_place()?;
         let before = self.heap.rows.remove(&place)?;
         let sent = if self.keyed() {
-            (before.0, None, None)
+            Row::key(before.id)
         } else {
             before
         };
@@ -212,14 +241,15 @@ impl Source {
         }
         let a = self.heap.rows.get(&first).cloned()?;
         let b = self.heap.rows.get(&second).cloned()?;
+        let with_key = |row: &Row, id| Row { id, ..row.clone() };
         let mut changes = Vec::new();
         if self.random.chance(50) || !self.direct_exchanges {
-            changes.push(self.update_to(first, (-1 - a.0, a.1.clone(), a.2.clone())));
-            changes.push(self.update_to(second, (a.0, b.1.clone(), b.2.clone())));
-            changes.push(self.update_to(first, (b.0, a.1, a.2)));
+            changes.push(self.update_to(first, with_key(&a, -1 - a.id)));
+            changes.push(self.update_to(second, with_key(&b, a.id)));
+            changes.push(self.update_to(first, with_key(&a, b.id)));
         } else {
-            changes.push(self.update_to(first, (b.0, a.1, a.2)));
-            changes.push(self.update_to(second, (a.0, b.1, b.2)));
+            changes.push(self.update_to(first, with_key(&a, b.id)));
+            changes.push(self.update_to(second, with_key(&b, a.id)));
         }
         Some(changes)
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use alluvium_change::{Lsn, TableSchema, surroundings};
 use alluvium_lake::{LakeSettings, MergeMode, Owner, RetentionSettings, SilverSettings, read};
-use alluvium_testkit::history::{Row, item_rows_of, read_columns, read_files};
+use alluvium_testkit::history::{Row, item_rows_of, read_columns, read_files, sorted};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 
@@ -93,7 +93,11 @@ impl Laws {
     }
 
     /// Each new version is what the source was at its position, and positions grow.
-    pub(super) fn check_versions(&mut self, newest: u64, rows_at: impl Fn(u64) -> Vec<Row>) -> Law {
+    pub(super) fn check_versions(
+        &mut self,
+        newest: u64,
+        rows_at: impl Fn(u64, usize) -> Vec<Row>,
+    ) -> Law {
         let next = self.seen.last().map_or(0, |seen| seen.version + 1);
         for version in next..=newest {
             let before = self.seen.last().map(|seen| seen.state.clone());
@@ -123,7 +127,7 @@ impl Laws {
             if let Some(position) = self.exact_position(&state) {
                 let what = format!("version {version} at {position}");
                 let rows = self.log.rows(&state).map_err(|e| format!("{what}: {e}"))?;
-                compare(&rows, &rows_at(position), &what)?;
+                compare(&rows, &rows_at(position, state.columns), &what)?;
             }
             self.seen.push(Seen {
                 version,
@@ -132,6 +136,11 @@ impl Laws {
             });
         }
         Ok(())
+    }
+
+    /// Columns of the newest version that were added later.
+    pub(super) fn columns(&self) -> usize {
+        self.seen.last().map_or(0, |seen| seen.state.columns)
     }
 
     pub(super) fn silver(&self) -> &Path {
@@ -188,7 +197,7 @@ impl Laws {
         &self,
         nth: usize,
         now_ms: i64,
-        rows_at: impl Fn(u64) -> Vec<Row>,
+        rows_at: impl Fn(u64, usize) -> Vec<Row>,
     ) -> Law {
         let promised = self.promised(now_ms);
         let nth = nth.checked_rem(promised.len());
@@ -198,8 +207,10 @@ impl Laws {
         let age_ms = now_ms - seen.committed_ms;
         let what = format!("version {}, {age_ms} ms later", seen.version);
         let table = self.open(Some(seen.version))?;
+        let columns = seen.state.columns;
+        let rows = widened(item_rows_of(&read_files(&table.files)), columns);
         match self.exact_position(&seen.state) {
-            Some(position) => compare(&rows_of(&table), &rows_at(position), &what),
+            Some(position) => compare(&rows, &rows_at(position, columns), &what),
             None => Ok(()),
         }
     }
@@ -255,8 +266,10 @@ impl Laws {
     }
 }
 
-fn rows_of(table: &read::TableVersion) -> Vec<Row> {
-    item_rows_of(&read_files(&table.files))
+/// Rows of files that may be from before columns that were added: they have none of it.
+fn widened(rows: Vec<Row>, columns: usize) -> Vec<Row> {
+    let nothing = vec![None; columns];
+    sorted(rows.into_iter().map(|row| row.widened(&nothing)))
 }
 
 fn compare(found: &[Row], expected: &[Row], what: &str) -> Law {
@@ -273,12 +286,16 @@ fn compare(found: &[Row], expected: &[Row], what: &str) -> Law {
 }
 
 /// A query within the program sees what the source had after the last transaction that was sent.
-pub(super) fn check_view(shown: Shown, through: &Transaction) -> Law {
+pub(super) fn check_view(shown: Shown, expected: &[Row], columns: usize) -> Law {
     match shown {
         Shown::Table(view) => {
             let mut batches = read_files(&view.files);
             batches.extend(view.rows.iter().cloned());
-            compare(&item_rows_of(&batches), &through.rows, "a view")
+            compare(
+                &widened(item_rows_of(&batches), columns),
+                expected,
+                "a view",
+            )
         }
         Shown::Ahead | Shown::No => Ok(()),
     }

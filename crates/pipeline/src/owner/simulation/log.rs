@@ -25,6 +25,8 @@ pub(super) struct State {
     thins: bool,
     /// As they were added.
     pub(super) adds: BTreeMap<String, Value>,
+    /// Columns that were added later.
+    pub(super) columns: usize,
     /// The last commit is another program's.
     pub(super) is_foreign: bool,
     /// It puts back what another program took.
@@ -89,6 +91,12 @@ impl Log {
                 }
             } else if let Some(feed) = action.get("cdc") {
                 state.feed = Some(text_of(feed, "path"));
+            } else if let Some(metadata) = action.get("metaData") {
+                state.columns = metadata["schemaString"]
+                    .as_str()
+                    .unwrap()
+                    .matches("\"more")
+                    .count();
             } else if let Some(info) = action.get("commitInfo") {
                 state.is_foreign = info["engineInfo"] == "another";
                 state.undoes = info["operation"] == "RESTORE" && !state.is_foreign;
@@ -124,9 +132,12 @@ impl Log {
                 .map(|kind| kind.unwrap().to_owned())
                 .collect::<Vec<_>>()
         });
-        let mut rows = self.rows(before)?;
+        let nothing = vec![None; after.columns];
+        let widened = |row: Row| row.widened(&nothing);
+        let mut rows: Vec<Row> = self.rows(before)?.into_iter().map(widened).collect();
         let mut came = Vec::new();
-        for (row, kind) in item_rows_in_order(&batches).into_iter().zip(kinds) {
+        let fed = item_rows_in_order(&batches).into_iter().map(widened);
+        for (row, kind) in fed.zip(kinds) {
             if matches!(kind.as_str(), "insert" | "update_postimage") {
                 came.push(row);
                 continue;
@@ -142,9 +153,10 @@ impl Log {
         Ok(())
     }
 
-    /// The rows of a state, sorted.
+    /// The rows of a state, sorted. Files from before a column have none of it.
     pub(super) fn rows(&mut self, state: &State) -> Result<Vec<Row>, String> {
         let mut rows = Vec::new();
+        let nothing = vec![None; state.columns];
         for (path, vector) in &state.files {
             let all = self.file_rows(path)?;
             let deleted = match vector {
@@ -152,7 +164,7 @@ impl Log {
                 None => RoaringTreemap::new(),
             };
             let live = all.iter().zip(0..).filter(|(_, at)| !deleted.contains(*at));
-            rows.extend(live.map(|(row, _)| row.clone()));
+            rows.extend(live.map(|(row, _)| row.clone().widened(&nothing)));
         }
         rows.sort();
         Ok(rows)

@@ -17,6 +17,13 @@ use super::foreign::Deed;
 pub(super) enum Step {
     /// The source commits a transaction of so many changes.
     Write(usize),
+    /// The source adds a column, after so many changes of a transaction.
+    AddColumn {
+        before: usize,
+        has_default: bool,
+    },
+    /// The process looks at the source's catalog.
+    LookAtCatalog,
     /// So many transactions come as a cut, in so many parts.
     Deliver {
         transactions: usize,
@@ -82,8 +89,13 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
     ] = weights;
     // In half of the seeds nobody else writes.
     let foreigners = others.saturating_sub(5) / 2;
-    let choices: [(u64, Choice); 18] = [
+    let choices: [(u64, Choice); 20] = [
         (writes * 3, |r| Step::Write(1 + small(r, 12))),
+        (1, |r| Step::AddColumn {
+            before: small(r, 3),
+            has_default: r.chance(50),
+        }),
+        (1, |_| Step::LookAtCatalog),
         (writes * 3, |r| Step::Deliver {
             transactions: 1 + small(r, 4),
             parts: 1 + small(r, 3),
@@ -96,7 +108,7 @@ pub(super) fn steps(seed: u64) -> Vec<Step> {
         (copies * 2, |r| {
             Step::Copy(1 + u32::try_from(r.below(4)).unwrap())
         }),
-        (copies / 4, |_| Step::Resync),
+        (copies / 2, |_| Step::Resync),
         (copies / 3, |r| Step::Compare(r.below(3))),
         (copies / 3 * 2, |_| Step::Repair),
         (foreigners, |r| {

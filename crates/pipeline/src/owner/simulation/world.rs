@@ -1,5 +1,6 @@
 //! A source, a disk, a clock and the owner of one table, of which a list of steps becomes a history.
 
+mod columns;
 mod copies;
 
 use std::ops::Range;
@@ -7,16 +8,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{
-    ChangeBatch, Error, Identity, Lsn, TableId, TableSchema, code, surroundings,
-};
+use alluvium_change::{ChangeBatch, Error, Identity, Lsn, code, surroundings};
 use alluvium_lake::{Lake, LakeSettings, MergeMode, Repair, SilverSettings, disk};
-use alluvium_source_postgres::catalog::{SourceTable, sample_table};
-use alluvium_testkit::history::{Change, Random, Row, Source, batch};
+use alluvium_source_postgres::catalog::SourceTable;
+use alluvium_testkit::history::{Change, Random, Row, Source};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use copies::Copying;
+use columns::{Coming, rows_at, source_table};
+use copies::{Copying, Prepared};
 
 use super::super::care::{Done, DueJob, Layer};
 use super::super::command::{Command, CutEnd, Event};
@@ -28,6 +28,7 @@ use super::plan::{Step, settings};
 use crate::acknowledge::Acknowledger;
 use crate::project::MaintainSettings;
 use crate::status::{Phase, StatusBoard};
+use crate::tables::{ShapeStep, shape_step};
 
 /// What must not be, in words.
 pub(super) type Law = Result<(), String>;
@@ -39,6 +40,8 @@ const KEYS: i64 = 24;
 pub(super) struct Transaction {
     pub(super) lsn: u64,
     pub(super) changes: Vec<Change>,
+    /// The first change after a column was added, and how many had been added before it.
+    added: (usize, usize),
     /// The rows there are after it.
     pub(super) rows: Vec<Row>,
 }
@@ -46,8 +49,11 @@ pub(super) struct Transaction {
 /// The process: what is lost when it ends.
 struct Process {
     owner: TableOwner,
+    /// The table as it last heard of it.
+    known: Arc<SourceTable>,
     jobs: Vec<(Layer, DueJob)>,
     done: Vec<(Layer, Done)>,
+    prepared: Option<Prepared>,
     copying: Option<Copying>,
     /// Rows as they were, to be set right.
     repair: Option<Repair>,
@@ -62,7 +68,8 @@ pub(super) struct World {
     settings: LakeSettings,
     silver: SilverSettings,
     identity: alluvium_lake::Owner,
-    table: Arc<SourceTable>,
+    /// The table as the source has it now.
+    catalog: Arc<SourceTable>,
     random: Random,
     source: Source,
     log: Vec<Transaction>,
@@ -89,24 +96,12 @@ impl World {
         let dir = dir.unwrap();
         let mut random = Random(seed ^ 0x51D);
         let settings = settings(&mut random, &dir);
-        let columns = [
-            ("id", 20, "int8"),
-            ("small", 25, "text"),
-            ("big", 25, "text"),
-        ];
-        let mut table = sample_table(TableId::new("public", "items"), 10, &columns).unwrap();
         let identity = if random.chance(80) {
             Identity::Key(vec![0])
         } else {
             Identity::WholeRow
         };
-        let schema = &table.schema;
-        table.schema = TableSchema::new(
-            schema.id.clone(),
-            schema.relation_oid,
-            schema.columns.clone(),
-            identity.clone(),
-        );
+        let catalog = source_table(&identity, &[]);
         let root = dir.path().join("lake");
         let disk = Arc::new(SimDisk::new(&root, &dir.path().join("graves")));
         disk.set_now(surroundings::now_ms());
@@ -115,7 +110,7 @@ impl World {
             pipeline: "default".to_owned(),
             source: "test".to_owned(),
             system_identifier: "1".to_owned(),
-            table: table.schema.id.clone(),
+            table: catalog.schema.id.clone(),
             name: "items".to_owned(),
         };
         // Not decided rightly in the middle of a transaction, or of a copy.
@@ -139,7 +134,7 @@ impl World {
             settings,
             silver,
             identity: identity_of_owner,
-            table: Arc::new(table),
+            catalog: Arc::new(catalog),
             source,
             random,
             log: Vec::new(),
@@ -176,8 +171,16 @@ impl World {
                 ..MaintainSettings::default()
             }),
         };
-        let (identity, table) = (self.identity.clone(), Arc::clone(&self.table));
-        TableOwner::open(identity, self.silver.clone(), table, context, false)
+        let (identity, table) = (self.identity.clone(), Arc::clone(&self.catalog));
+        let silver = self.silver.clone();
+        let mut owner = TableOwner::open(identity, silver, Arc::clone(&table), context, false)?;
+        if !owner.needs_copy() {
+            match shape_step(owner.lake_columns(), &table)? {
+                ShapeStep::Same => {}
+                step => owner.reshape_now(table, &step)?,
+            }
+        }
+        Ok(owner)
     }
 
     fn begin(&mut self, owner: TableOwner) -> Law {
@@ -190,14 +193,16 @@ impl World {
             .started(owner.silver.as_ref().map_or(0, |silver| silver.version()));
         self.process = Some(Process {
             owner,
+            known: Arc::clone(&self.catalog),
             jobs: Vec::new(),
             done: Vec::new(),
+            prepared: None,
             copying: None,
             repair: None,
             acknowledger,
             sent,
         });
-        Ok(())
+        self.prepare_copy_if_needed()
     }
 
     /// After the process ended by what failed: the power is there again, and space.
@@ -228,6 +233,11 @@ impl World {
         }
         match step {
             Step::Write(changes) => self.write(changes),
+            Step::AddColumn {
+                before,
+                has_default,
+            } => self.add_column(before, has_default),
+            Step::LookAtCatalog => self.look_at_catalog()?,
             Step::Pass { seconds } => {
                 surroundings::advance(Duration::from_secs(seconds));
                 self.disk.set_now(surroundings::now_ms());
@@ -272,7 +282,9 @@ impl World {
                 self.may_need_copy = true;
                 let name = format!("foreign-{:016x}.parquet", self.random.draw());
                 let now_ms = surroundings::now_ms();
-                self.laws.foreign(deed, &self.table.schema, &name, now_ms)?;
+                let added = &self.source.added[..self.laws.columns()];
+                let table = source_table(&self.catalog.schema.identity, added);
+                self.laws.foreign(deed, &table.schema, &name, now_ms)?;
                 self.disk.was_synced(&self.laws.silver().join("_delta_log"));
             }
             Step::RunJob(nth) => {
@@ -282,9 +294,9 @@ impl World {
             Step::FinishJob(nth) => self.finish_job(nth)?,
             Step::View => self.view()?,
             Step::Read(nth) => {
-                let log = &self.log;
-                self.laws
-                    .read_old(nth, surroundings::now_ms(), |lsn| rows_at(log, lsn))?;
+                let (log, added) = (&self.log, &self.source.added);
+                let rows_at = |lsn, columns: usize| rows_at(log, &added[..columns], lsn);
+                self.laws.read_old(nth, surroundings::now_ms(), rows_at)?;
             }
         }
         if self.disk.is_off() {
@@ -311,13 +323,17 @@ impl World {
         if process.owner.context.lake.recent_bytes() > self.settings.recent_bytes {
             return Err("rows kept in memory are beyond their budget".to_owned());
         }
-        let log = &self.log;
-        let version = silver.version();
-        self.laws.check_versions(version, |lsn| rows_at(log, lsn))
+        let (log, added) = (&self.log, &self.source.added);
+        let rows_at = |lsn, columns: usize| rows_at(log, &added[..columns], lsn);
+        self.laws.check_versions(silver.version(), rows_at)
     }
 
     fn write(&mut self, changes: usize) {
         let changes = self.source.transaction(changes);
+        self.record(changes, (usize::MAX, self.source.added.len()));
+    }
+
+    fn record(&mut self, changes: Vec<Change>, added: (usize, usize)) {
         for change in &changes {
             let Change {
                 op,
@@ -333,6 +349,7 @@ impl World {
         self.log.push(Transaction {
             lsn: self.source.lsn,
             changes,
+            added,
             rows: self.source.heap.rows(),
         });
     }
@@ -410,23 +427,22 @@ impl World {
             return Ok(());
         };
         let position = Lsn(last.lsn);
-        let changes: Vec<Change> = coming.iter().flat_map(|tx| tx.changes.clone()).collect();
-        let whole = batch(&self.table.schema, &changes);
+        let coming = Coming::of(coming, to);
         let id = process.acknowledger.open(position, 1);
         process.sent = to;
-        let mut pieces = self.pieces(whole.num_rows(), parts);
+        let mut pieces = self.pieces(coming.changes.len(), parts);
         if !ends {
             pieces.pop();
         }
         let count = pieces.len();
         for (nth, piece) in pieces.into_iter().enumerate() {
             let is_last = ends && nth + 1 == count;
-            let part = whole.slice(piece.start, piece.len());
-            self.run(cut(part, is_last.then_some(CutEnd { id, position })))?;
+            let end = is_last.then_some(CutEnd { id, position });
+            let goes_on = self.send(&coming, piece, end)?;
             // The source is told whenever it asks.
             self.acknowledge();
             // It ended, and has to be sent all of it again.
-            if self.process.as_ref().is_none_or(|p| p.sent != to) {
+            if !goes_on {
                 break;
             }
         }
@@ -513,7 +529,9 @@ impl World {
         let Some(through) = through else {
             return Ok(());
         };
-        super::laws::check_view(process.owner.show(Lsn(through.lsn)), through)
+        let added = &self.source.added[..process.known.schema.columns.len() - 3];
+        let rows = rows_at(&self.log, added, through.lsn);
+        super::laws::check_view(process.owner.show(Lsn(through.lsn)), &rows, added.len())
     }
 
     /// Nothing goes wrong any more: in the end all is there.
@@ -576,13 +594,6 @@ fn cut(part: ChangeBatch, end: Option<CutEnd>) -> Task {
         end,
         permit: None,
     }))
-}
-
-/// The rows there were after all transactions up to `lsn`.
-fn rows_at(log: &[Transaction], lsn: u64) -> Vec<Row> {
-    let count = log.partition_point(|tx| tx.lsn <= lsn);
-    let last = count.checked_sub(1).and_then(|at| log.get(at));
-    last.map(|tx| tx.rows.clone()).unwrap_or_default()
 }
 
 pub(super) fn shown(error: &Error) -> String {
