@@ -219,6 +219,8 @@ pub struct SilverSettings {
     pub merge_mode: MergeMode,
     /// Commits say what they do to rows, for readers of Delta's change data feed.
     pub change_data_feed: bool,
+    /// Longest time between two commits because their deletion vectors take much space.
+    pub longest_pause: Duration,
 }
 
 impl Default for SilverSettings {
@@ -228,6 +230,7 @@ impl Default for SilverSettings {
             metadata_columns: Vec::new(),
             merge_mode: MergeMode::default(),
             change_data_feed: false,
+            longest_pause: Duration::ZERO,
         }
     }
 }

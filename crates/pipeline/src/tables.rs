@@ -67,6 +67,7 @@ pub(crate) fn silver_settings(project: &Project, table: &str) -> SilverSettings 
         },
         metadata_columns: metadata_columns.collect(),
         change_data_feed: settings.is_some_and(|settings| settings.change_data_feed),
+        longest_pause: Duration::from_millis(project.commit.max_interval_ms),
         merge_mode: match settings.map(|settings| settings.merge_mode) {
             Some(MergeMode::CopyOnWrite) => alluvium_lake::MergeMode::CopyOnWrite {
                 commit_every: settings

@@ -41,6 +41,10 @@ impl Descriptor {
         u64::try_from(self.0.cardinality).unwrap_or_default()
     }
 
+    pub(crate) fn size_bytes(&self) -> u64 {
+        u64::try_from(self.0.size_in_bytes).unwrap_or_default()
+    }
+
     /// Tells it from all others of its table, and from what replaces it.
     pub(crate) fn identity(&self) -> String {
         self.to_json().to_string()

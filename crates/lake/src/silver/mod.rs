@@ -36,6 +36,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use alluvium_change::{Error, Identity, Lsn, Result, TableSchema, code};
 use arrow::datatypes::SchemaRef;
@@ -103,6 +104,8 @@ pub struct Silver {
     kept: KeptBytes,
     /// What was applied and is committed later.
     held: Option<rewrite::Held>,
+    /// The last commit's deletion vectors were large: when the next is due.
+    paused_until: Option<Instant>,
     /// A commit was begun and did not return: staged files may be in the log.
     committing: bool,
 }
@@ -347,6 +350,7 @@ impl Silver {
         let txns = commit.txns;
         self.segments
             .committed(&self.dir, &committed.adds, &committed.deletes)?;
+        self.pause_after(&committed.deletes);
         self.positions.set(&txns);
         self.recent.clear();
         self.held = None;

@@ -118,6 +118,7 @@ impl Silver {
             compacting: None,
             kept: KeptBytes::default(),
             held: None,
+            paused_until: None,
             committing: false,
         };
         silver.check_mode()?;

@@ -4,7 +4,7 @@
 //! Each commit costs as much as the files that it touches, so a table commits now and then: what comes in
 //! between is staged, and bronze has it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alluvium_change::surroundings::instant;
 use alluvium_change::{Error, Lsn, Result, code};
@@ -14,12 +14,24 @@ use super::index::Index;
 use super::segments::{Segment, file_name};
 use crate::MergeMode;
 use crate::key_index::SegmentId;
+use crate::log::Descriptor;
 use crate::maintain::{CompactionJob, Input, Output};
 
 /// Files of such a table are this small, as each is written again for one deleted row.
 const FILE_BYTES: u64 = 32 << 20;
 /// By which a table says that it may have deletion vectors.
 pub(super) const VECTORS_PROPERTY: &str = "delta.enableDeletionVectors";
+
+/// Space for deletion vectors of old versions that a table of any size has.
+const LEAST_ROOM_BYTES: u64 = 256 << 20;
+
+/// Time from one commit that writes so many bytes of vectors to the next, so that those of the time that
+/// versions are `kept` take no more than `kept_percent` of the table.
+fn pause(vector_bytes: u64, live_bytes: u64, kept: Duration, kept_percent: u32) -> Duration {
+    let room = u128::from(live_bytes.max(LEAST_ROOM_BYTES)) * u128::from(kept_percent) / 100;
+    let millis = kept.as_millis() * u128::from(vector_bytes) / room.max(1);
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
 
 /// What waits for its commit.
 #[derive(Debug, Clone, Copy)]
@@ -31,12 +43,14 @@ pub(super) struct Held {
 }
 
 impl Silver {
-    /// As [`Self::commit`], at once or when it is time: see [`MergeMode::CopyOnWrite`].
+    /// As [`Self::commit`], at once or when it is time: see [`MergeMode::CopyOnWrite`] and
+    /// [`SilverSettings::longest_pause`](crate::SilverSettings::longest_pause).
     ///
     /// # Errors
     /// As [`Self::commit`].
     pub fn commit_in_time(&mut self, position: Lsn) -> Result<Option<u64>> {
-        if self.settings.merge_mode == MergeMode::DeletionVectors {
+        let has_vectors = self.settings.merge_mode == MergeMode::DeletionVectors;
+        if has_vectors && self.paused_until.is_none_or(|until| until <= instant()) {
             return self.commit(position);
         }
         self.check_usable()?;
@@ -87,8 +101,25 @@ impl Silver {
         let held = self.held.filter(|held| held.is_whole)?;
         match self.settings.merge_mode {
             MergeMode::CopyOnWrite { commit_every } => Some(held.since + commit_every),
-            MergeMode::DeletionVectors => None,
+            MergeMode::DeletionVectors => Some(self.paused_until.unwrap_or(held.since)),
         }
+    }
+
+    /// Each version within the retention keeps the whole deletion vectors of all files that its commit
+    /// touched: where rows change everywhere that is a bit or two bytes for each row of the table, many times what
+    /// changed. So many commits are made that they take no more than other kept files may.
+    pub(super) fn pause_after(&mut self, vectors: &[Descriptor]) {
+        let bytes: u64 = vectors.iter().map(Descriptor::size_bytes).sum();
+        let live = self
+            .segments
+            .iter()
+            .map(|(_, segment)| segment.file.size_bytes);
+        let live: u64 = live.filter_map(|bytes| u64::try_from(bytes).ok()).sum();
+        let retention = &self.lake.retention;
+        let kept = retention.all_versions.max(retention.removed_files);
+        let pause = pause(bytes, live, kept, self.lake.compaction.kept_percent);
+        let pause = pause.min(self.settings.longest_pause);
+        self.paused_until = (!pause.is_zero()).then(|| instant() + pause);
     }
 
     /// More is staged than what waits.
@@ -196,5 +227,26 @@ pub(super) fn target_file_bytes(mode: MergeMode, target_bytes: u64) -> u64 {
     match mode {
         MergeMode::DeletionVectors => target_bytes,
         MergeMode::CopyOnWrite { .. } => target_bytes.min(FILE_BYTES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_of_old_versions_take_no_more_than_their_share() {
+        let (hour_ms, minute_ms) = (3_600_000, 60_000);
+        let (mib, gib) = (1_u64 << 20, 1_u64 << 30);
+        let millis = |bytes, live, kept_ms, percent| {
+            pause(bytes, live, Duration::from_millis(kept_ms), percent).as_millis()
+        };
+        assert_eq!(millis(0, gib, hour_ms, 100), 0);
+        // 1024 commits in an hour.
+        assert_eq!(millis(mib, gib, hour_ms, 100), 3_515);
+        assert_eq!(millis(mib, gib, hour_ms, 200), 1_757);
+        assert_eq!(millis(mib, gib, minute_ms, 100), 58);
+        assert_eq!(millis(mib, 0, hour_ms, 100), 14_062);
+        assert_eq!(millis(u64::MAX, gib, hour_ms, 0), u64::MAX.into());
     }
 }

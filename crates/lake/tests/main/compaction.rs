@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alluvium_change::{Identity, Lsn, TableSchema};
 use alluvium_lake::{Compacted, CompactionSettings, LakeSettings, Silver, SilverSettings, read};
 use serde_json::Value;
 
 use crate::support::{
-    TestLake, batch, delete, insert, items, owner, read_items, read_version, row, truncate, update,
+    Change, TestLake, batch, delete, insert, items, owner, read_items, read_version, row, truncate,
+    update,
 };
 
 const SETTINGS: CompactionSettings = CompactionSettings {
@@ -192,4 +194,41 @@ fn it_is_given_up_when_it_is_told_to() {
     let job = silver.take_compaction_job(&SETTINGS).unwrap().unwrap();
     assert!(job.run(&|_| false).unwrap().is_none());
     assert_eq!(parquet_files(silver.dir()), files - 1);
+}
+
+#[test]
+fn commits_wait_where_their_deletion_vectors_would_fill_the_disk() {
+    let test = TestLake::with(LakeSettings {
+        fsync: false,
+        compaction: CompactionSettings {
+            // No room at all.
+            kept_percent: 0,
+            ..SETTINGS
+        },
+        ..LakeSettings::default()
+    });
+    let settings = SilverSettings {
+        longest_pause: Duration::from_secs(3600),
+        ..SilverSettings::default()
+    };
+    let schema = schema();
+    let mut silver = Silver::open(&test.lake, &owner("items"), &schema, settings).unwrap();
+    silver.begin_copy(Lsn(100)).unwrap();
+    silver.finish_copy().unwrap();
+    let mut apply = |lsn: u64, changes: &[Change]| {
+        silver.apply(&batch(&schema, changes)).unwrap();
+        let version = silver.commit_in_time(Lsn(lsn)).unwrap();
+        (version, silver.held_until().is_some())
+    };
+    let rows: Vec<_> = (0..30).map(|id| insert(200, row(id, "a", "b"))).collect();
+    assert_eq!(apply(200, &rows), (Some(3), false));
+    // Nothing was deleted by the last one; then something was.
+    let later = [update(300, row(7, "c", "d"))];
+    assert_eq!(apply(300, &later), (Some(4), false));
+    assert_eq!(apply(400, &[delete(400, 8)]), (None, true));
+    assert_eq!(apply(500, &[delete(500, 9)]), (None, true));
+    assert_eq!(read_items(silver.dir()).len(), 30);
+    assert_eq!(silver.position(), Lsn(500));
+    assert_eq!(silver.commit_held().unwrap(), Some(5));
+    assert_eq!(read_items(silver.dir()).len(), 28);
 }

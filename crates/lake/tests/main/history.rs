@@ -30,6 +30,7 @@ fn silver_settings(seed: u64) -> SilverSettings {
     SilverSettings {
         on_conflict: OnConflict::Stop,
         change_data_feed: seed.is_multiple_of(4),
+        longest_pause: Duration::ZERO,
         merge_mode: if seed.is_multiple_of(5) {
             let commit_every = Duration::ZERO;
             MergeMode::CopyOnWrite { commit_every }

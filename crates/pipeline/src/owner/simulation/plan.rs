@@ -181,7 +181,7 @@ pub(super) fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
             small_files: 2,
             deleted_percent: [10, 90][random.below(2) as usize],
             least_deleted_rows: 1,
-            kept_percent: 100,
+            kept_percent: [0, 100][random.below(2) as usize],
         },
         retention: RetentionSettings {
             all_versions: minutes([0, 5, 60][random.below(3) as usize]),

@@ -124,6 +124,7 @@ impl World {
                 MergeMode::DeletionVectors
             },
             change_data_feed: random.chance(25),
+            longest_pause: Duration::from_secs(if random.chance(25) { 5 } else { 0 }),
             ..SilverSettings::default()
         };
         Self {
