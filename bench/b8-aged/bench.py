@@ -16,8 +16,8 @@ from results import Line, Samples
 TITLE = "B8, B11: reading and space after an hour of random updates"
 RATE = 5_000
 EACH = 100
-QUERY = ("SELECT count(*) AS n, sum(customer_id) AS a, count(DISTINCT status) AS b, sum(amount) AS c, max(note) AS d, max(created_at) AS e, "
-         "max(updated_at) AS f, sum(qty) AS g FROM {table}")
+QUERY = ("SELECT count(*) AS n, sum(customer_id) AS a, count(DISTINCT status) AS b, sum(amount) AS c, max(note) AS d, CAST(max(created_at) AS VARCHAR) AS e, "
+         "CAST(max(updated_at) AS VARCHAR) AS f, sum(qty) AS g FROM {table}")
 READERS = ("DuckDB", "delta-rs", "alluvium sql")
 
 

@@ -51,7 +51,8 @@ pub struct CompactionSettings {
     /// if they are so many at least.
     pub least_deleted_rows: u64,
     /// While files that were written anew, and are kept for old versions, take more than so much of the
-    /// table's size, a file is written anew only when more than half of its rows are deleted.
+    /// table's size, a file is written anew only when more than half of its rows are deleted, and small
+    /// ones by the hundred.
     pub kept_percent: u32,
 }
 

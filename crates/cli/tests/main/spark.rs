@@ -46,7 +46,7 @@ fn spark_writes(policy: &str) {
         format!("RESTORE TABLE {silver} TO VERSION AS OF 3"),
         format!("OPTIMIZE {silver}"),
     ];
-    // While rows change Spark may get nothing through.
+    // While rows change Spark gets little through, and all of it when they rest.
     for is_busy in [true, false] {
         let ended = AtomicBool::new(false);
         let answers = std::thread::scope(|scope| {
@@ -64,12 +64,12 @@ fn spark_writes(policy: &str) {
             ended.store(true, Ordering::Relaxed);
             answers.unwrap()
         });
-        // Spark gives up where another commits at the same time, as our commit does that undoes its last.
         let errors = answers.iter().filter_map(|answer| answer["error"].as_str());
         let errors: Vec<&str> = errors.collect();
         let is_conflict = |error: &&str| error.contains("DELTA_CONCURRENT");
         assert!(errors.iter().all(is_conflict), "{errors:?}");
-        assert!(is_busy || errors.len() < statements.len(), "{errors:?}");
+        let most = if is_busy { statements.len() - 1 } else { 0 };
+        assert!(errors.len() <= most, "{errors:?}");
         change(&setup, 5000 + u32::from(is_busy));
         let error = setup.status("public.t")["error"].clone();
         assert!(error.is_null(), "{error}");

@@ -146,12 +146,6 @@ impl Bronze {
         self.files.len()
     }
 
-    /// Whether changes or copied rows were staged since the last commit.
-    #[must_use]
-    pub fn has_staged(&self) -> bool {
-        !self.changes.is_empty() || !self.copied.is_empty()
-    }
-
     /// Writes changes to a file that no commit names yet, in bounded memory: a transaction may take
     /// any number of calls. Rows at or below the position are skipped.
     ///

@@ -13,6 +13,8 @@ const SMALLEST_BYTES: u64 = 16 << 10;
 const MOST_FILES: usize = 256;
 /// Deleted rows from which on writing a file anew frees more than it writes.
 const HALF_PERCENT: u8 = 50;
+/// Small files that become one where old versions take much: each row is written again once or twice.
+const FEWER_STEPS_FILES: usize = 100;
 
 /// A file, in the table's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +64,8 @@ fn size_of(file: &Candidate, settings: &CompactionSettings) -> u32 {
 
 impl CompactionSettings {
     /// With so many bytes kept for old versions of these files: where rows change everywhere and versions
-    /// stay long, each per cent of deleted rows less costs the table's size in kept files many times.
+    /// stay long, each per cent of deleted rows less costs the table's size in kept files many times, and
+    /// each step of small files as much as was written.
     pub(crate) fn with_kept(self, kept_bytes: u64, files: &[Candidate]) -> Self {
         let live: u128 = files.iter().map(|file| u128::from(file.live_bytes())).sum();
         if u128::from(kept_bytes) * 100 <= live * u128::from(self.kept_percent) {
@@ -70,6 +73,7 @@ impl CompactionSettings {
         }
         Self {
             deleted_percent: self.deleted_percent.max(HALF_PERCENT),
+            small_files: self.small_files.max(FEWER_STEPS_FILES),
             ..self
         }
     }
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn thinned_files_wait_while_much_is_kept_for_old_versions() {
+    fn files_wait_while_much_is_kept_for_old_versions() {
         let files = [
             file(100 * MIB, 1_000_000, 200_000),
             file(100 * MIB, 1_000_000, 0),
@@ -209,6 +213,16 @@ mod tests {
         assert_eq!(choose(&files, 181 * MIB), None);
         let half = [file(100 * MIB, 1_000_000, 500_001)];
         assert_eq!(choose(&half, 181 * MIB), Some(vec![0]));
+        let small = [file(100_000, 10, 0); 100];
+        assert_eq!(choose(&small[..50], 10_000_000), None);
+        assert_eq!(
+            choose(&small[..4], 400_000).map(|files| files.len()),
+            Some(4)
+        );
+        assert_eq!(
+            choose(&small, 10_000_001).map(|files| files.len()),
+            Some(100)
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod feed;
 mod fill;
 mod index;
 mod open;
+mod pace;
 mod recent;
 mod repair;
 mod rewrite;
@@ -103,7 +104,7 @@ pub struct Silver {
     /// Of files that were written anew.
     kept: KeptBytes,
     /// What was applied and is committed later.
-    held: Option<rewrite::Held>,
+    held: Option<pace::Held>,
     /// The last commit's deletion vectors were large: when the next is due.
     paused_until: Option<Instant>,
     /// A commit was begun and did not return: staged files may be in the log.

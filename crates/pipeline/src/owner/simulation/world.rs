@@ -15,7 +15,7 @@ use alluvium_testkit::history::{Change, Random, Row, Source};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use columns::{Coming, rows_at, source_table};
+use columns::{Coming, added_columns, rows_at, source_table};
 use copies::{Copying, Prepared};
 
 use super::super::care::{Done, DueJob, Layer};
@@ -530,7 +530,7 @@ impl World {
         let Some(through) = through else {
             return Ok(());
         };
-        let added = &self.source.added[..process.known.schema.columns.len() - 3];
+        let added = &self.source.added[..added_columns(&process.known.schema)];
         let rows = rows_at(&self.log, added, through.lsn);
         super::laws::check_view(process.owner.show(Lsn(through.lsn)), &rows, added.len())
     }

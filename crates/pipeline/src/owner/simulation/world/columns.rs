@@ -13,6 +13,14 @@ use crate::tables::{ShapeStep, shape_step};
 /// Most columns that are added.
 const MOST_ADDED: usize = 2;
 
+/// Columns from the begin.
+const FIRST_COLUMNS: usize = 3;
+
+/// How many columns of the table were added.
+pub(super) fn added_columns(schema: &TableSchema) -> usize {
+    schema.columns.len() - FIRST_COLUMNS
+}
+
 /// The table as the source's catalog has it, with the columns that were added.
 pub(super) fn source_table(identity: &Identity, added: &[Option<String>]) -> SourceTable {
     const TEXT: u32 = 25;
@@ -24,7 +32,7 @@ pub(super) fn source_table(identity: &Identity, added: &[Option<String>]) -> Sou
     ];
     columns.extend(names.iter().map(|name| (name.as_str(), TEXT, "text")));
     let mut table = sample_table(TableId::new("public", "items"), 10, &columns).unwrap();
-    for (attribute, shown_before) in table.attributes.iter_mut().skip(3).zip(added) {
+    for (attribute, shown_before) in table.attributes.iter_mut().skip(FIRST_COLUMNS).zip(added) {
         attribute.has_default = shown_before.is_some();
         attribute.missing_value.clone_from(shown_before);
     }
@@ -94,7 +102,7 @@ impl World {
         let mut from = range.start;
         let known = |world: &Self| {
             let process = world.process.as_ref();
-            process.map_or(0, |process| process.known.schema.columns.len() - 3)
+            process.map_or(0, |process| added_columns(&process.known.schema))
         };
         while let Some(at) = (from..range.end).find(|at| coming.columns[*at] > known(self)) {
             if at > from {
@@ -122,7 +130,7 @@ impl World {
             return Ok(());
         };
         let schema = &process.known.schema;
-        let added = &self.source.added[..schema.columns.len() - 3];
+        let added = &self.source.added[..added_columns(schema)];
         // As the decoder does, where the catalog is ahead of the stream.
         let changes = coming.changes[range.clone()].iter().cloned();
         let changes = changes.map(|change| change.widened(added, &schema.identity));
