@@ -77,6 +77,7 @@ pub static MISTAKES: &[&str] = &[
     "acknowledge.too_early",
     "merge.loses_a_delete",
     "forward.off_by_one",
+    "forward.forgets_the_order",
     "index.not_validated",
     "clean.too_eager",
     "checkpoint.without_positions",

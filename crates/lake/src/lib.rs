@@ -34,8 +34,8 @@ pub use maintain::{
     Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, Worked, look_for_unneeded,
 };
 pub use settings::{
-    CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings, MergeMode,
-    MetadataColumn, OnConflict, Owner, RetentionSettings, SilverSettings,
+    ClusterBy, CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings,
+    MergeMode, MetadataColumn, OnConflict, Owner, RetentionSettings, SilverSettings,
 };
 pub use silver::{Applied, CopyState, Repair, Repaired, Silver, SilverView};
 pub use write::EncodedRows;

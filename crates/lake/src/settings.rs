@@ -54,6 +54,8 @@ pub struct CompactionSettings {
     /// table's size, a file is written anew only when more than half of its rows are deleted, and small
     /// ones by the hundred.
     pub kept_percent: u32,
+    /// Also small files are written anew because their rows are in another order than [`ClusterBy`] says.
+    pub sort_small: bool,
 }
 
 impl CompactionSettings {
@@ -65,6 +67,7 @@ impl CompactionSettings {
             deleted_percent: 0,
             least_deleted_rows: 1,
             kept_percent: u32::MAX,
+            sort_small: true,
         }
     }
 }
@@ -76,6 +79,7 @@ impl Default for CompactionSettings {
             deleted_percent: 5,
             least_deleted_rows: 1000,
             kept_percent: 100,
+            sort_small: false,
         }
     }
 }
@@ -130,6 +134,8 @@ pub struct LakeSettings {
     pub delta_checkpoint_every_commits: u64,
     /// Memory one open Parquet writer may hold; beyond it a row group is flushed.
     pub staging_bytes: usize,
+    /// Most rows of a row group.
+    pub row_group_rows: usize,
     /// A batch of so many rows is encoded once for bronze and silver, as a row group of its own; fewer
     /// rows share a row group with others.
     pub share_from_rows: usize,
@@ -150,6 +156,7 @@ impl Default for LakeSettings {
             target_file_bytes: 128 << 20,
             delta_checkpoint_every_commits: 100,
             staging_bytes: 32 << 20,
+            row_group_rows: 1 << 20,
             share_from_rows: 1024,
             index: IndexSettings::default(),
             compaction: CompactionSettings::default(),
@@ -212,6 +219,17 @@ pub enum MergeMode {
     CopyOnWrite { commit_every: Duration },
 }
 
+/// In which order the rows of a file are that is written anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ClusterBy {
+    /// As they came.
+    #[default]
+    Nothing,
+    /// By the columns that identify a row.
+    Key,
+    Columns(Vec<String>),
+}
+
 /// Settings of one silver table.
 #[derive(Debug, Clone)]
 pub struct SilverSettings {
@@ -222,6 +240,7 @@ pub struct SilverSettings {
     pub change_data_feed: bool,
     /// Longest time between two commits because their deletion vectors take much space.
     pub longest_pause: Duration,
+    pub cluster_by: ClusterBy,
 }
 
 impl Default for SilverSettings {
@@ -232,6 +251,7 @@ impl Default for SilverSettings {
             merge_mode: MergeMode::default(),
             change_data_feed: false,
             longest_pause: Duration::ZERO,
+            cluster_by: ClusterBy::Nothing,
         }
     }
 }

@@ -7,6 +7,8 @@ use alluvium_change::{Error, Result, TableId, code, encode_path_segment};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::status::now_micros;
+
 /// Copy a table afresh, or compare some of its rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resync {
@@ -104,7 +106,9 @@ pub fn ask_care(state_dir: &Path, kind: CareKind, table: &TableId) -> Result<Pat
         schema: table.schema.clone(),
         table: table.name.clone(),
     };
-    let name = file_name(&format!("{kind:?}").to_lowercase(), table);
+    // The pipeline knows requests by their names: a second one that comes soon after is not the first.
+    let (kind, asker, now) = (format!("{kind:?}"), std::process::id(), now_micros());
+    let name = file_name(&format!("{}-{asker}-{now}", kind.to_lowercase()), table);
     leave(&care_directory(state_dir), &name, &request)
 }
 

@@ -15,7 +15,7 @@ use arrow::compute::take;
 use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 
-use crate::project::{MergeMode, OnConflict, Project};
+use crate::project::{ClusterBy, MergeMode, OnConflict, Project};
 
 /// The project's choice of tables and columns, as the catalog takes it.
 #[must_use]
@@ -68,6 +68,11 @@ pub(crate) fn silver_settings(project: &Project, table: &str) -> SilverSettings 
         metadata_columns: metadata_columns.collect(),
         change_data_feed: settings.is_some_and(|settings| settings.change_data_feed),
         longest_pause: Duration::from_millis(project.commit.max_interval_ms),
+        cluster_by: match settings.and_then(|settings| settings.cluster_by.clone()) {
+            None => alluvium_lake::ClusterBy::Nothing,
+            Some(ClusterBy::Key(_)) => alluvium_lake::ClusterBy::Key,
+            Some(ClusterBy::Columns(columns)) => alluvium_lake::ClusterBy::Columns(columns),
+        },
         merge_mode: match settings.map(|settings| settings.merge_mode) {
             Some(MergeMode::CopyOnWrite) => alluvium_lake::MergeMode::CopyOnWrite {
                 commit_every: settings

@@ -154,3 +154,75 @@ fn care_is_taken_when_it_is_asked_for() {
         unknown.stderr
     );
 }
+
+#[test]
+fn rows_are_in_the_order_that_a_table_asks_for() {
+    let setup = Setup::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE no_key (v text);
+         ALTER TABLE no_key REPLICA IDENTITY FULL;
+         INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 3000) g;
+         INSERT INTO no_key SELECT v FROM t",
+        "\"public.*\"",
+    );
+    let ordered = |of_t: &str, of_no_key: &str| {
+        let more = format!(
+            "[tables.\"public.t\"]\ncluster_by = {of_t}\n[tables.\"public.no_key\"]\ncluster_by = {of_no_key}\n"
+        );
+        setup.configure("\"public.*\"", &more);
+    };
+    for (of_no_key, expected) in [
+        (
+            "\"key\"",
+            "\"public.no_key\" is \"key\", and the table has none",
+        ),
+        (
+            "[\"price\"]",
+            "\"public.no_key\" names \"price\", which is no column of it",
+        ),
+        ("\"time\"", "cluster_by is \"key\" or a list of columns"),
+    ] {
+        ordered("[\"v\"]", of_no_key);
+        let refused = setup.alluvium(&["run", "--until-caught-up"]);
+        assert_eq!(refused.code(), Some(1));
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+    }
+    ordered("[\"v\"]", "[\"v\"]");
+    let running = setup.spawn_run();
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+            && setup.status("public.no_key")["phase"] == "live"
+    });
+    for round in 0..3 {
+        setup
+            .pg
+            .execute(&format!(
+                "UPDATE t SET v = md5(v) WHERE id % 5 = {round}; DELETE FROM t WHERE id % 17 = {round};
+                 UPDATE no_key SET v = md5(v) WHERE v < '4'; DELETE FROM no_key WHERE v LIKE '{round}%'"
+            ))
+            .unwrap();
+        setup.alluvium(&["optimize"]).success().unwrap();
+    }
+    terminate(running);
+    setup.catch_up();
+    setup.assert_equal();
+    setup.alluvium(&["optimize"]).success().unwrap();
+    for table in ["t", "no_key"] {
+        let silver = setup.lake().join("silver").join(table);
+        let files = alluvium_lake::read::open_table(&silver, None)
+            .unwrap()
+            .files;
+        let name = |file: &alluvium_lake::read::DataFile| {
+            file.path
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .into_owned()
+        };
+        let names: Vec<String> = files.iter().map(name).collect();
+        assert!(
+            names.iter().all(|name| name.starts_with("sorted-")),
+            "{names:?}"
+        );
+    }
+    setup.assert_equal();
+}

@@ -50,6 +50,7 @@ impl Bronze {
             name,
             segment: 0,
             columns: Arc::clone(&self.encoder.columns.schema),
+            clustering: None,
             ticket: 0,
         };
         Some(CompactionJob::new(inputs, output, &self.encoder.lake))

@@ -1,9 +1,10 @@
 //! Rows that a compaction moved: the index goes on naming the places they had.
 //!
-//! A compaction writes the rows of some files, less those deleted when it began, into one file and
-//! keeps their order. So the new place of a row follows from its old one: behind the rows of the
-//! files before its own, less the rows left out before it. Nothing of the index is rewritten for it;
-//! later, in passing, entries get their new places, and then what is known here of a file is dropped.
+//! A compaction writes the rows of some files, less those deleted when it began, into one file. Where
+//! it keeps their order, the new place of a row follows from its old one: behind the rows of the
+//! files before its own, less the rows left out before it. Where it sorts them, the place of each is
+//! remembered. Nothing of the index is rewritten for it; later, in passing, entries get their new
+//! places, and then what is known here of a file is dropped.
 //!
 //! Invariant: a move leads to a file that no other move is of, so that one step is enough.
 
@@ -26,21 +27,79 @@ pub(crate) struct Moved {
     pub(crate) gone: Arc<RoaringTreemap>,
     /// Rows of it that were not.
     pub(crate) kept: u64,
+    /// Where each of these went; none: one after the other, from `base` on.
+    pub(crate) places: Option<Arc<[u32]>>,
 }
 
+/// Place of a row that was left out.
+const GONE: u32 = u32::MAX;
+
 impl Moved {
-    fn place(&self, row: u32) -> Location {
-        let before = self.gone.rank(u64::from(row));
-        // A place is 32 bits wide, and there are no more rows left out than there are rows.
-        let before = u32::try_from(before).unwrap_or(u32::MAX);
-        Location {
-            segment: self.to,
-            row: self.base.wrapping_add(row).wrapping_sub(before)
-                + u32::from(failpoint::is_planted("forward.off_by_one")),
+    /// The new place of the nth row that was not left out.
+    pub(crate) fn nth(&self, nth: u64) -> u32 {
+        match &self.places {
+            Some(places) if !failpoint::is_planted("forward.forgets_the_order") => {
+                let nth = usize::try_from(nth).unwrap_or(usize::MAX);
+                places.get(nth).copied().unwrap_or(GONE)
+            }
+            // A place is 32 bits wide, and so is the number of any row.
+            _ => self.base.wrapping_add(u32::try_from(nth).unwrap_or(GONE)),
         }
     }
 
-    /// This move and then `next`, which is of the file that it leads to, as one.
+    /// The new place of a row that was not left out.
+    pub(crate) fn row(&self, row: u64) -> u32 {
+        self.nth(row.saturating_sub(self.gone.rank(row)))
+    }
+
+    fn place(&self, row: u32) -> Location {
+        Location {
+            segment: self.to,
+            row: self
+                .row(u64::from(row))
+                .wrapping_add(u32::from(failpoint::is_planted("forward.off_by_one"))),
+        }
+    }
+
+    /// The rows of the file that were not left out.
+    fn kept_rows(&self) -> impl Iterator<Item = u64> {
+        let mut left_out = self.gone.iter().peekable();
+        let rows =
+            (0..self.gone.len() + self.kept).filter(move |row| left_out.next_if_eq(row).is_none());
+        rows.take(usize::try_from(self.kept).unwrap_or(usize::MAX))
+    }
+
+    /// The new places of all rows of the file.
+    fn all_places(&self) -> Vec<u32> {
+        let rows = usize::try_from(self.gone.len() + self.kept).unwrap_or_default();
+        let mut all = vec![GONE; rows];
+        for (nth, row) in (0..).zip(self.kept_rows()) {
+            if let Some(place) = usize::try_from(row).ok().and_then(|row| all.get_mut(row)) {
+                *place = self.nth(nth);
+            }
+        }
+        all
+    }
+
+    /// As [`Self::then`], where one of them sorted: `next` leads to these places.
+    fn then_to(&mut self, next: &Self, places: &[u32]) {
+        let mut gone = RoaringTreemap::clone(&self.gone);
+        let mut kept = Vec::new();
+        for (nth, row) in (0..).zip(self.kept_rows()) {
+            match places.get(self.nth(nth) as usize) {
+                None | Some(&GONE) => {
+                    gone.insert(row);
+                }
+                Some(place) => kept.push(*place),
+            }
+        }
+        self.gone = Arc::new(gone);
+        self.kept = kept.len() as u64;
+        self.places = Some(kept.into());
+        self.to = next.to;
+    }
+
+    /// This move and then `next`, which is of the file that it leads to, as one; both in order.
     fn then(&mut self, next: &Self) {
         let first = u64::from(self.base);
         let end = first + self.kept;
@@ -83,10 +142,16 @@ impl Forwarding {
     /// Adds the moves of one compaction.
     pub(crate) fn add(&mut self, moves: Vec<Moved>) {
         for next in &moves {
+            let mut places = None;
             for earlier in self.by_file.values_mut() {
                 if earlier.to == next.from {
                     self.bytes = self.bytes.saturating_sub(bytes_of(earlier));
-                    earlier.then(next);
+                    if earlier.places.is_none() && next.places.is_none() {
+                        earlier.then(next);
+                    } else {
+                        let places = places.get_or_insert_with(|| next.all_places());
+                        earlier.then_to(next, places);
+                    }
                     self.bytes += bytes_of(earlier);
                 }
             }
@@ -133,9 +198,10 @@ impl Forwarding {
     }
 }
 
-/// Memory of the rows left out: as large as they are written, about.
+/// Memory of the rows left out: as large as they are written, about; and of places.
 fn bytes_of(moved: &Moved) -> usize {
-    moved.gone.serialized_size()
+    let places = moved.places.as_ref().map_or(0, |places| places.len());
+    moved.gone.serialized_size() + places * size_of::<u32>()
 }
 
 #[cfg(test)]
@@ -156,8 +222,8 @@ mod tests {
         Write(u8),
         /// The nth of all rows.
         Delete(u16),
-        /// Of the files, those whose bit is set.
-        Compact(u8),
+        /// Of the files, those whose bit is set; rows in another order where a number says so.
+        Compact(u8, Option<u32>),
         Forget,
     }
 
@@ -165,12 +231,17 @@ mod tests {
         prop_oneof![
             3 => (0_u8..20).prop_map(Step::Write),
             6 => any::<u16>().prop_map(Step::Delete),
-            3 => any::<u8>().prop_map(Step::Compact),
+                3 => (any::<u8>(), prop::option::of(1_u32..100)).prop_map(|(b, o)| Step::Compact(b, o)),
             1 => Just(Step::Forget),
         ]
     }
 
-    fn compact(files: &mut Files, chosen: &[SegmentId], to: SegmentId) -> Vec<Moved> {
+    fn compact(
+        files: &mut Files,
+        chosen: &[SegmentId],
+        to: SegmentId,
+        order: Option<u32>,
+    ) -> Vec<Moved> {
         let mut moves = Vec::new();
         let mut rows = Vec::new();
         for from in chosen {
@@ -186,10 +257,26 @@ mod tests {
                 base: u32::try_from(rows.len()).unwrap(),
                 kept: old.len() as u64 - gone.len(),
                 gone: Arc::new(gone),
+                places: None,
             });
-            rows.extend(old.into_iter().flatten().map(Some));
+            rows.extend(old.into_iter().flatten());
         }
-        files.insert(to, rows);
+        if let Some(order) = order {
+            let read = rows.clone();
+            rows.sort_by_key(|row| row.wrapping_mul(order) % 31);
+            let place = |row: &u32| rows.iter().position(|other| other == row).unwrap();
+            let places: Vec<u32> = read
+                .iter()
+                .map(|row| u32::try_from(place(row)).unwrap())
+                .collect();
+            let mut rest = places.as_slice();
+            for moved in &mut moves {
+                let (own, later) = rest.split_at(usize::try_from(moved.kept).unwrap());
+                moved.places = Some(own.into());
+                rest = later;
+            }
+        }
+        files.insert(to, rows.into_iter().map(Some).collect());
         moves
     }
 
@@ -223,7 +310,7 @@ mod tests {
                             prop_assert_eq!(held.take(), Some(*row));
                         }
                     }
-                    Step::Compact(bits) => {
+                    Step::Compact(bits, order) => {
                         let chosen: Vec<SegmentId> = files
                             .keys()
                             .enumerate()
@@ -231,7 +318,7 @@ mod tests {
                             .map(|(_, file)| *file)
                             .collect();
                         if !chosen.is_empty() {
-                            forwarding.add(compact(&mut files, &chosen, next_file));
+                            forwarding.add(compact(&mut files, &chosen, next_file, order));
                             next_file += 1;
                         }
                     }

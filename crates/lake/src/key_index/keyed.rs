@@ -350,8 +350,12 @@ impl KeyedIndex {
         if (self.len() as u64) < self.place.saved_from_rows && !self.is_on_disk() {
             return Ok(());
         }
-        let spilled = matches!(&self.form, Form::Disk(disk) if disk.spilled() > 0);
-        if self.changes == 0 && !spilled {
+        let is_saved = match &self.form {
+            Form::Disk(disk) => disk.spilled() == 0,
+            // What was saved on the way left out files that rows were moved into.
+            Form::Memory(_) => self.forwarding.len() == 0,
+        };
+        if self.changes == 0 && is_saved {
             return Ok(());
         }
         match &mut self.form {

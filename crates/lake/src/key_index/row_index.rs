@@ -40,6 +40,8 @@ pub(crate) struct RowIndex {
 
 /// Moves after which all places are renewed, which takes about 50 ns a row.
 const MOST_MOVES: usize = 256;
+/// Memory that they may take in an index of any size.
+const LEAST_ROOM_BYTES: usize = 64 << 10;
 
 impl RowIndex {
     /// The `nth` place of a row, in no particular order.
@@ -87,7 +89,10 @@ impl RowIndex {
     /// Rows were moved by a compaction.
     pub(crate) fn moved(&mut self, moves: Vec<Moved>) {
         self.forwarding.add(moves);
-        if self.forwarding.len() < MOST_MOVES {
+        // Places in another order take as much as they are many.
+        let room = self.first.allocation_size().max(LEAST_ROOM_BYTES);
+        let is_small = self.forwarding.memory_bytes() <= room;
+        if self.forwarding.len() < MOST_MOVES && is_small {
             return;
         }
         let further = self.more.values_mut().flatten();

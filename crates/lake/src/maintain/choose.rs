@@ -2,7 +2,8 @@
 //!
 //! Small files: of files of about one size, as many as [`CompactionSettings::small_files`] become one,
 //! so that a row is written again once for each power of that number, and few files are left of each
-//! size. Files with deleted rows: when more than a part of the rows is gone.
+//! size. Files with deleted rows: when more than a part of the rows is gone. Full files whose rows are not
+//! in the order that the table asks for: once.
 
 use crate::CompactionSettings;
 use crate::log::LiveFile;
@@ -24,11 +25,14 @@ pub(crate) struct Candidate {
     pub(crate) deleted_rows: u64,
     /// Whether it may become one with the file before it.
     pub(crate) follows: bool,
+    /// Its rows are to be in another order.
+    pub(crate) is_unsorted: bool,
 }
 
 impl Candidate {
     pub(crate) fn of(file: &LiveFile, deleted_rows: u64, follows: bool) -> Self {
         Self {
+            is_unsorted: false,
             size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
             num_rows: file.num_rows,
             deleted_rows,
@@ -93,7 +97,23 @@ pub(crate) fn choose(
     target_bytes: u64,
     settings: &CompactionSettings,
 ) -> Option<Vec<usize>> {
-    small(files, order, target_bytes, settings).or_else(|| thinned(files, target_bytes, settings))
+    small(files, order, target_bytes, settings)
+        .or_else(|| thinned(files, target_bytes, settings))
+        .or_else(|| unsorted(files, target_bytes, settings))
+}
+
+/// Files that no other rule would ever choose; small ones wait for others, unless it is asked for.
+fn unsorted(
+    files: &[Candidate],
+    target_bytes: u64,
+    settings: &CompactionSettings,
+) -> Option<Vec<usize>> {
+    let is_due = |file: &Candidate| {
+        file.is_unsorted && (settings.sort_small || file.live_bytes() > target_bytes / 2)
+    };
+    let due = files.iter().enumerate().filter(|(_, file)| is_due(file));
+    let chosen = fill(files, due.map(|(at, _)| at), target_bytes);
+    (!chosen.is_empty()).then_some(chosen)
 }
 
 /// Files of the smallest size of which there are enough, with those that are smaller still.
@@ -192,6 +212,7 @@ mod tests {
             num_rows,
             deleted_rows,
             follows: true,
+            is_unsorted: false,
         }
     }
 
@@ -264,6 +285,17 @@ mod tests {
         assert_eq!(chosen(&files[1..2]), None);
         let halves = [file(100 * MIB, 1_000_000, 600_000); 4];
         assert_eq!(chosen(&halves), Some(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn full_files_are_sorted_once_and_small_ones_by_hand() {
+        let mut files = [file(100 * MIB, 1_000_000, 0), file(MIB, 1000, 0)];
+        files.iter_mut().for_each(|file| file.is_unsorted = true);
+        assert_eq!(chosen(&files), Some(vec![0]));
+        files[0].is_unsorted = false;
+        assert_eq!(chosen(&files), None);
+        let by_hand = CompactionSettings::by_hand();
+        assert_eq!(choose(&files, Order::Any, TARGET, &by_hand), Some(vec![1]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Writing several files as one, less their deleted rows, in order.
+//! Writing several files as one, less their deleted rows: in their order, or [sorted](super::sort).
 //!
-//! Runs on any thread. Memory: an open Parquet writer, as for changes, and one batch of rows.
+//! Runs on any thread. Memory: an open Parquet writer, as for changes, and one batch of rows; sorted, as
+//! much again twice, and four bytes a row.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,12 @@ use crate::key_index::{Moved, SegmentId};
 use crate::log::{Change, Commit, DeltaTable, LiveFile, NewFile};
 use crate::write::{DataFileWriter, live_rows, loosen_bounds, open_file};
 
+use super::cluster::Clustering;
+use super::sort::Sorter;
+
 const BATCH_ROWS: usize = 8192;
+/// Rows of a row group of a sorted file: a reader passes over whole ones.
+const SORTED_GROUP_ROWS: usize = 128 << 10;
 
 /// A file to be written anew.
 #[derive(Debug)]
@@ -59,6 +65,8 @@ pub(crate) struct Output {
     pub(crate) name: String,
     pub(crate) segment: SegmentId,
     pub(crate) columns: SchemaRef,
+    /// The order of its rows; none: that of the files, one after the other.
+    pub(crate) clustering: Option<Arc<Clustering>>,
     /// Of the handle that asked for it, by which it knows its own.
     pub(crate) ticket: u64,
 }
@@ -86,13 +94,26 @@ pub struct Compacted {
     pub(crate) output: Output,
     /// None once it was taken.
     file: Option<NewFile>,
+    /// The place of each row in the file, as they were read; none: in that order.
+    places: Option<Vec<u32>>,
+}
+
+/// What rows go through on their way into the file.
+enum Rows {
+    InOrder,
+    Sorted(Box<Sorter>),
 }
 
 impl CompactionJob {
     pub(crate) fn new(inputs: Vec<Input>, output: Output, settings: &LakeSettings) -> Self {
+        let row_group_rows = match &output.clustering {
+            Some(_) => SORTED_GROUP_ROWS,
+            None => settings.row_group_rows,
+        };
         let settings = LakeSettings {
             // A row group takes as many rows as memory allows, not one batch.
             share_from_rows: usize::MAX,
+            row_group_rows,
             ..settings.clone()
         };
         Self {
@@ -114,46 +135,116 @@ impl CompactionJob {
     /// # Errors
     /// `LAKE_CORRUPT` when a file cannot be read as the log describes it; the lake's own.
     pub fn run(self, rest: &dyn Fn(Worked) -> bool) -> Result<Option<Compacted>> {
-        let Self {
-            inputs,
-            output,
-            settings,
-        } = self;
         failpoint::hit("compact.before_write");
-        let name = output.name.clone();
-        let mut writer = DataFileWriter::create(&output.dir, name, &output.columns, &settings)?;
-        for input in &inputs {
-            let path = output.dir.join(&input.path);
-            let mut first: u64 = 0;
-            let mut began = Instant::now();
-            for batch in open_file(&path, &output.columns, BATCH_ROWS, None)? {
-                let batch = batch?;
-                let end = first + batch.num_rows() as u64;
-                let live = live_rows(&batch, first, &input.deleted)?;
-                first = end;
-                writer.write(&live)?;
-                let worked = Worked {
-                    took: began.elapsed(),
-                    bytes: input.bytes_of(batch.num_rows()) + input.bytes_of(live.num_rows()),
-                };
-                if !rest(worked) {
-                    return Ok(None);
-                }
-                began = Instant::now();
-            }
-            if first != input.num_rows {
-                let said = input.num_rows;
-                let what = format!("it has {first} rows where the log says {said}");
-                return Err(corrupt(&path, what));
-            }
-        }
-        let file = writer.finish()?;
+        let Some((file, places)) = self.write(rest)? else {
+            return Ok(None);
+        };
         failpoint::hit("compact.after_write");
         Ok(Some(Compacted {
-            inputs,
-            output,
+            inputs: self.inputs,
+            output: self.output,
             file: Some(file),
+            places,
         }))
+    }
+
+    fn write(&self, rest: &dyn Fn(Worked) -> bool) -> Result<Option<(NewFile, Option<Vec<u32>>)>> {
+        let Output {
+            dir, name, columns, ..
+        } = &self.output;
+        let mut writer = DataFileWriter::create(dir, name.clone(), columns, &self.settings)?;
+        let keys = self.output.clustering.as_ref();
+        let keys = keys.map(|by| by.keys(columns)).transpose()?;
+        let mut rows = match keys {
+            None => Rows::InOrder,
+            Some(keys) => {
+                let most_bytes = self.settings.staging_bytes;
+                Rows::Sorted(Box::new(Sorter::new(dir, columns, keys, most_bytes)))
+            }
+        };
+        for input in &self.inputs {
+            if !self.read(input, &mut writer, &mut rows, rest)? {
+                return Ok(None);
+            }
+        }
+        let places = match rows {
+            Rows::InOrder => None,
+            Rows::Sorted(sorter) => {
+                let Some(places) = self.write_sorted(*sorter, &mut writer, rest)? else {
+                    return Ok(None);
+                };
+                Some(places)
+            }
+        };
+        Ok(Some((writer.finish()?, places)))
+    }
+
+    /// The live rows of one file. False: not to go on.
+    fn read(
+        &self,
+        input: &Input,
+        writer: &mut DataFileWriter,
+        rows: &mut Rows,
+        rest: &dyn Fn(Worked) -> bool,
+    ) -> Result<bool> {
+        let path = self.output.dir.join(&input.path);
+        let mut first: u64 = 0;
+        let mut began = Instant::now();
+        for batch in open_file(&path, &self.output.columns, BATCH_ROWS, None)? {
+            let batch = batch?;
+            let end = first + batch.num_rows() as u64;
+            let live = live_rows(&batch, first, &input.deleted)?;
+            first = end;
+            match rows {
+                Rows::InOrder => writer.write(&live)?,
+                Rows::Sorted(sorter) => sorter.push(&live)?,
+            }
+            let worked = Worked {
+                took: began.elapsed(),
+                bytes: input.bytes_of(batch.num_rows()) + input.bytes_of(live.num_rows()),
+            };
+            if !rest(worked) {
+                return Ok(false);
+            }
+            began = Instant::now();
+        }
+        if first != input.num_rows {
+            let said = input.num_rows;
+            let what = format!("it has {first} rows where the log says {said}");
+            return Err(corrupt(&path, what));
+        }
+        Ok(true)
+    }
+
+    /// The rows in their order. Answers the place of each, as they were read; none: not to go on.
+    fn write_sorted(
+        &self,
+        sorter: Sorter,
+        writer: &mut DataFileWriter,
+        rest: &dyn Fn(Worked) -> bool,
+    ) -> Result<Option<Vec<u32>>> {
+        let mut places = vec![0; usize::try_from(self.rows()).unwrap_or(usize::MAX)];
+        let mut began = Instant::now();
+        let mut next: u32 = 0;
+        for sorted in sorter.finish()? {
+            let (rows, numbers) = sorted?;
+            writer.write(&rows)?;
+            for number in numbers {
+                let place = places.get_mut(number as usize);
+                *place.ok_or_else(|| Error::bug("more rows were sorted than there are"))? = next;
+                next += 1;
+            }
+            let worked = Worked {
+                took: began.elapsed(),
+                // They were counted when they were read.
+                bytes: 0,
+            };
+            if !rest(worked) {
+                return Ok(None);
+            }
+            began = Instant::now();
+        }
+        Ok(Some(places))
     }
 }
 
@@ -168,29 +259,36 @@ impl Compacted {
         let mut late = RoaringTreemap::new();
         let mut base: u64 = 0;
         for input in &self.inputs {
-            let kept = input.kept();
+            let moved = self.moved(input, base);
             match now(input) {
-                None => {
-                    late.insert_range(base..base + kept);
-                }
+                None => late.extend((0..moved.kept).map(|nth| u64::from(moved.nth(nth)))),
                 Some(deleted) => {
                     let since = deleted - input.deleted.as_ref();
-                    for row in &since {
-                        // Rows rise, but a rank is found in less time than it takes to write a row.
-                        late.insert(base + row - input.deleted.rank(row));
-                    }
-                    moves.push(Moved {
-                        from: input.segment,
-                        to: self.output.segment,
-                        base: u32::try_from(base).unwrap_or(u32::MAX),
-                        gone: Arc::clone(&input.deleted),
-                        kept,
-                    });
+                    late.extend(since.iter().map(|row| u64::from(moved.row(row))));
+                    moves.push(moved);
                 }
             }
-            base += kept;
+            base += input.kept();
         }
         (moves, late)
+    }
+
+    /// Where the rows of a file went, before which so many others were read.
+    fn moved(&self, input: &Input, base: u64) -> Moved {
+        let (kept, first) = (input.kept(), usize::try_from(base).unwrap_or(usize::MAX));
+        let places = self.places.as_ref().map(|places| {
+            let own = places.iter().skip(first).copied();
+            own.take(usize::try_from(kept).unwrap_or(usize::MAX))
+                .collect()
+        });
+        Moved {
+            from: input.segment,
+            to: self.output.segment,
+            base: u32::try_from(base).unwrap_or(u32::MAX),
+            gone: Arc::clone(&input.deleted),
+            kept,
+            places,
+        }
     }
 
     /// The file, which is the caller's from here on.

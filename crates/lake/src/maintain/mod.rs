@@ -10,12 +10,15 @@
 
 mod choose;
 mod cleaning;
+mod cluster;
 mod compaction;
 mod kept;
 mod resting;
+mod sort;
 
 pub(crate) use choose::{Candidate, Order, choose};
 pub use cleaning::{Cleaned, CleaningJob};
+pub(crate) use cluster::{CLUSTER_PROPERTY, Clustering};
 pub use compaction::{Compacted, CompactionJob, Worked};
 pub(crate) use compaction::{Input, Output};
 pub(crate) use kept::KeptBytes;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use alluvium_change::{Error, Result, code};
 use roaring::RoaringTreemap;
 
-use super::{Candidate, Input, Order, Output, choose};
+use super::{CLUSTER_PROPERTY, Candidate, Clustering, Input, Order, Output, choose};
 use crate::bronze::in_order;
 use crate::log::{DeltaTable, LiveFile};
 use crate::owned::table_of;
 use crate::read::TableName;
-use crate::silver::{file_name, is_settled};
+use crate::silver::{Origin, file_name, is_settled, is_unsorted};
 use crate::{CleaningJob, CompactionJob, CompactionSettings, LakeSettings};
 
 /// A Delta table of a lake that nobody else writes meanwhile.
@@ -20,6 +20,7 @@ pub struct RestingTable {
     table: DeltaTable,
     lake: LakeSettings,
     order: Order,
+    clustering: Option<Arc<Clustering>>,
     files: Vec<(LiveFile, Arc<RoaringTreemap>)>,
     may_join: bool,
 }
@@ -45,7 +46,11 @@ impl RestingTable {
             let deleted = table.deleted_rows(&file)?.unwrap_or_default();
             files.push((file, Arc::new(deleted)));
         }
+        let schema = table.schema()?;
+        let by = table.properties().get(CLUSTER_PROPERTY).cloned();
+        let clustering = by.and_then(|by| Clustering::of_property(&by, &schema));
         Ok(Self {
+            clustering,
             table,
             lake: lake.clone(),
             order: if is_silver { Order::Any } else { Order::Kept },
@@ -78,7 +83,10 @@ impl RestingTable {
     fn choose(&self) -> Result<Option<Vec<usize>>> {
         let of = |at: usize, follows: bool| {
             let (file, deleted) = self.files.get(at)?;
-            Some(Candidate::of(file, deleted.len(), follows))
+            Some(Candidate {
+                is_unsorted: is_unsorted(&file.path, self.clustering.as_ref()),
+                ..Candidate::of(file, deleted.len(), follows)
+            })
         };
         let places: Vec<(usize, bool)> = match self.order {
             Order::Any => (0..self.files.len()).map(|at| (at, true)).collect(),
@@ -108,9 +116,10 @@ impl RestingTable {
         let inputs = inputs.map(|(file, deleted)| Input::of(0, file, deleted));
         let output = Output {
             dir: self.table.dir().to_owned(),
-            name: file_name(None),
+            name: file_name(Origin::of(self.clustering.as_ref())),
             segment: 0,
             columns: self.table.schema()?,
+            clustering: self.clustering.clone(),
             ticket: 0,
         };
         let job = CompactionJob::new(inputs.collect(), output, &self.lake);

@@ -116,7 +116,7 @@ impl Silver {
         let survives = |snapshot: Option<Lsn>| window && snapshot.is_some_and(|s| s > at);
         self.stage.discard(survives);
         self.segments
-            .retain(&self.dir, |segment| survives(segment.snapshot));
+            .retain(&self.dir, |segment| survives(segment.snapshot()));
         let (segments, stage) = (&self.segments, &self.stage);
         let is_live =
             |at: Location| segments.get(at.segment).is_some() || stage.is_open(at.segment);
@@ -487,7 +487,7 @@ impl Before for State<'_> {
 
     fn snapshot_of(&self, location: Location) -> Option<Lsn> {
         match self.segments.get(location.segment) {
-            Some(segment) => segment.snapshot,
+            Some(segment) => segment.snapshot(),
             None => self.stage.snapshot_of(location.segment),
         }
     }

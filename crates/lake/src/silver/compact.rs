@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alluvium_change::surroundings::now_ms;
-use alluvium_change::{Error, Result};
+use alluvium_change::{Error, Result, code};
 
 use super::Silver;
 use super::index::Index;
-use super::segments::file_name;
-use crate::maintain::{Candidate, Input, Order, Output, choose};
+use super::segments::{Origin, Segment, file_name, is_unsorted};
+use crate::maintain::{Candidate, Clustering, Input, Order, Output, choose};
 use crate::{Cleaned, CleaningJob, Compacted, CompactionJob, CompactionSettings, MergeMode};
 
 static TICKETS: AtomicU64 = AtomicU64::new(1);
@@ -37,10 +37,13 @@ impl Silver {
             return Ok(None);
         }
         let segments: Vec<_> = self.segments.iter().collect();
-        let candidates: Vec<Candidate> = segments
-            .iter()
-            .map(|(_, segment)| Candidate::of(&segment.file, segment.deleted.len(), true))
-            .collect();
+        let clustering = self.clustering()?;
+        let candidate = |segment: &Segment| Candidate {
+            is_unsorted: is_unsorted(&segment.file.path, clustering.as_ref()),
+            ..Candidate::of(&segment.file, segment.deleted.len(), true)
+        };
+        let candidates = segments.iter().map(|(_, segment)| candidate(segment));
+        let candidates: Vec<Candidate> = candidates.collect();
         let retention = &self.lake.retention;
         let kept = retention.all_versions.max(retention.removed_files);
         let settings = settings.with_kept(self.kept.within(kept, now_ms()), &candidates);
@@ -53,16 +56,27 @@ impl Silver {
             .filter_map(|at| segments.get(at))
             .map(|(id, segment)| Input::of(*id, &segment.file, &segment.deleted))
             .collect();
-        let name = file_name(None);
+        let name = file_name(Origin::of(clustering.as_ref()));
         self.compacting = Some(name.clone());
         let output = Output {
             dir: self.dir.clone(),
             name,
             segment: self.segments.reserve()?,
             columns: Arc::clone(&self.columns),
+            clustering,
             ticket: self.ticket,
         };
         Ok(Some(CompactionJob::new(inputs, output, &self.lake)))
+    }
+
+    /// The order of the rows of a file that is written anew; none while the lake lacks a column of it.
+    pub(super) fn clustering(&self) -> Result<Option<Arc<Clustering>>> {
+        let by = Clustering::wanted(&self.settings.cluster_by, &self.schema, &self.columns);
+        match by {
+            Ok(by) => Ok(by),
+            Err(error) if error.is(&code::CONFIG_VALUE) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts the file in the place of those it was made of, in one commit that changes no row; rows

@@ -10,7 +10,7 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use super::Silver;
 use super::index::Index;
 use super::open::{METADATA_PROPERTY, metadata_property, named, table_columns};
-use super::segments::{Segments, file_name, snapshot_of_name};
+use super::segments::{Origin, Segments, file_name};
 use crate::log::{Commit, NewFile};
 use crate::owned::added_columns;
 use crate::write::{DataFileWriter, conform, open_file, relabel};
@@ -110,7 +110,7 @@ impl Silver {
         fill: &[&(String, ArrayRef)],
         name: &str,
     ) -> Result<NewFile> {
-        let new_name = file_name(snapshot_of_name(name));
+        let new_name = file_name(Origin::of_name(name));
         let mut writer = DataFileWriter::create(&self.dir, new_name, columns, &self.lake)?;
         for batch in open_file(path, &self.columns, REWRITE_BATCH_ROWS, None)? {
             let batch = conform(&batch?, columns)?;

@@ -48,7 +48,7 @@ use recent::Recent;
 pub(crate) use recent::RecentBudget;
 pub use repair::{Repair, Repaired};
 use segments::Segments;
-pub(crate) use segments::file_name;
+pub(crate) use segments::{Origin, file_name, is_unsorted};
 use stage::Stage;
 use txn::Positions;
 pub(crate) use txn::is_settled;

@@ -14,7 +14,7 @@ use super::segments::Segments;
 use super::stage::Stage;
 use super::txn::Positions;
 use crate::key_index::Manifest;
-use crate::maintain::KeptBytes;
+use crate::maintain::{CLUSTER_PROPERTY, Clustering, KeptBytes};
 use crate::owned::{HeldSchema, free_name, held_schema, open_or_create};
 use crate::write::check_file;
 use crate::{Lake, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings};
@@ -65,6 +65,7 @@ impl Silver {
             Place::Beside => lake.beside_dir(&owner.name),
         };
         let wanted = table_columns(schema, &settings.metadata_columns);
+        let clustering = Clustering::wanted(&settings.cluster_by, schema, &wanted)?;
         let metadata = metadata_property(&named(schema, &settings.metadata_columns));
         let mut properties = vec![(METADATA_PROPERTY, metadata)];
         if settings.merge_mode == MergeMode::DeletionVectors {
@@ -81,6 +82,14 @@ impl Silver {
             open_or_create(&dir, owner, "silver", &wanted, &lake_settings, &properties)?;
         // Of a table beside, nobody reads what became of its rows on the way.
         table.set_change_feed(settings.change_data_feed && place == Place::Standing)?;
+        if place == Place::Standing {
+            // For care by those who have no settings of the table.
+            let by = clustering.map(|by| by.property()).unwrap_or_default();
+            let held = table.properties().get(CLUSTER_PROPERTY).cloned();
+            if held.unwrap_or_default() != by {
+                table.set_properties(&[(CLUSTER_PROPERTY, by)])?;
+            }
+        }
         let columns = table.schema()?;
         let metadata = parse_metadata(table.properties().get(METADATA_PROPERTY));
         let held: Vec<Field> = columns

@@ -7,7 +7,7 @@ use alluvium_change::{Error, Lsn, Result, code};
 
 use super::Silver;
 use super::index::Index;
-use super::segments::{Segment, file_name};
+use super::segments::{Origin, Segment, file_name};
 use crate::MergeMode;
 use crate::key_index::SegmentId;
 use crate::maintain::{CompactionJob, Input, Output};
@@ -22,7 +22,7 @@ impl Silver {
     pub(super) fn rewrite_thinned(&mut self) -> Result<()> {
         let mut files: Vec<(SegmentId, Option<Lsn>, u64)> = Vec::new();
         for (id, segment) in self.segments.thinned() {
-            files.push((id, segment.snapshot, live_bytes(segment)));
+            files.push((id, segment.snapshot(), live_bytes(segment)));
         }
         // Of one snapshot each, as the name of the new file says.
         files.sort_unstable_by_key(|(id, snapshot, _)| (*snapshot, *id));
@@ -48,11 +48,18 @@ impl Silver {
             .map(|(id, segment)| Input::of(id, &segment.file, &segment.deleted))
             .collect();
         let segment = self.segments.reserve()?;
+        // Which snapshot rows are of must be known longer than that they are sorted.
+        let clustering = match snapshot {
+            Some(_) => None,
+            None => self.clustering()?,
+        };
+        let origin = snapshot.map_or_else(|| Origin::of(clustering.as_ref()), Origin::Copy);
         let output = Output {
             dir: self.dir.clone(),
-            name: file_name(snapshot),
+            name: file_name(origin),
             segment,
             columns: self.columns.clone(),
+            clustering,
             ticket: self.ticket,
         };
         let written = CompactionJob::new(inputs, output, &self.lake).run(&|_| true)?;
@@ -61,8 +68,7 @@ impl Silver {
         let (moves, _) =
             written.moves(|input| segments.get(input.segment).map(|s| s.deleted.as_ref()));
         let file = written.take_file()?;
-        self.segments
-            .rewrite(&self.dir, ids, segment, file, snapshot);
+        self.segments.rewrite(&self.dir, ids, segment, file, origin);
         match &mut self.index {
             Index::Keyed(index) => index.moved(moves),
             Index::Rows(index) => index.moved(moves),

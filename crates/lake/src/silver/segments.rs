@@ -10,6 +10,7 @@ use roaring::RoaringTreemap;
 use crate::fs as durable;
 use crate::key_index::{Location, ManifestSegment, SegmentId};
 use crate::log::{DeletedRows, Descriptor, LiveFile, NewFile};
+use crate::maintain::Clustering;
 use crate::write::loosen_bounds;
 
 /// A data file, by the number the index knows it under.
@@ -19,8 +20,7 @@ pub(super) struct Segment {
     pub(super) file: LiveFile,
     /// In a commit; otherwise written since the last.
     pub(super) committed: bool,
-    /// The snapshot its rows were copied under; None when changes wrote it.
-    pub(super) snapshot: Option<Lsn>,
+    pub(super) origin: Origin,
     /// Shared with views: copied when it changes while one is held.
     pub(super) deleted: Arc<RoaringTreemap>,
     /// Rows were deleted since the last commit.
@@ -44,23 +44,68 @@ pub(super) struct Changes<'a> {
 }
 
 const COPY_PREFIX: &str = "copy-";
+const SORTED_PREFIX: &str = "sorted-";
 
-/// A name for a new data file. The snapshot of copied rows is in it, so that it survives restarts.
-pub(crate) fn file_name(snapshot: Option<Lsn>) -> String {
-    let id = durable::new_uuid();
-    match snapshot {
-        Some(snapshot) => format!("{COPY_PREFIX}{:016x}-{id}.parquet", snapshot.0),
-        None => format!("part-{id}.parquet"),
+/// What is special about the rows of a data file. It is in its name, so that it survives restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Changes,
+    /// Copied under this snapshot.
+    Copy(Lsn),
+    /// Written anew in an order of this [tag](Clustering::tag).
+    Sorted(u32),
+}
+
+impl From<Option<Lsn>> for Origin {
+    /// Of changes, or of rows that were copied under a snapshot.
+    fn from(snapshot: Option<Lsn>) -> Self {
+        snapshot.map_or(Self::Changes, Self::Copy)
     }
 }
 
-/// The snapshot in a data file's name.
-pub(super) fn snapshot_of_name(name: &str) -> Option<Lsn> {
-    let hex = name.strip_prefix(COPY_PREFIX)?.get(..16)?;
-    u64::from_str_radix(hex, 16).ok().map(Lsn)
+impl Origin {
+    /// Of rows that are written anew in this order.
+    pub(crate) fn of(clustering: Option<&Arc<Clustering>>) -> Self {
+        clustering.map_or(Self::Changes, |by| Self::Sorted(by.tag()))
+    }
+
+    pub(super) fn of_name(name: &str) -> Self {
+        let hex = |prefix: &str, digits: usize| {
+            let hex = name.strip_prefix(prefix)?.get(..digits)?;
+            u64::from_str_radix(hex, 16).ok()
+        };
+        if let Some(lsn) = hex(COPY_PREFIX, 16) {
+            return Self::Copy(Lsn(lsn));
+        }
+        let tag = hex(SORTED_PREFIX, 8).and_then(|tag| u32::try_from(tag).ok());
+        tag.map_or(Self::Changes, Self::Sorted)
+    }
+}
+
+/// A name for a new data file.
+pub(crate) fn file_name(origin: Origin) -> String {
+    let id = durable::new_uuid();
+    match origin {
+        Origin::Changes => format!("part-{id}.parquet"),
+        Origin::Copy(snapshot) => format!("{COPY_PREFIX}{:016x}-{id}.parquet", snapshot.0),
+        Origin::Sorted(tag) => format!("{SORTED_PREFIX}{tag:08x}-{id}.parquet"),
+    }
+}
+
+/// Whether a table whose files are to be in this order has one that is not.
+pub(crate) fn is_unsorted(name: &str, clustering: Option<&Arc<Clustering>>) -> bool {
+    clustering.is_some() && Origin::of_name(name) != Origin::of(clustering)
 }
 
 impl Segment {
+    /// The snapshot its rows were copied under; none when changes wrote them.
+    pub(super) fn snapshot(&self) -> Option<Lsn> {
+        match self.origin {
+            Origin::Copy(snapshot) => Some(snapshot),
+            Origin::Changes | Origin::Sorted(_) => None,
+        }
+    }
+
     /// What names its deleted rows in the log; empty when there are none.
     pub(super) fn deletion_vector(&self) -> String {
         let descriptor = self.file.deletion_vector.as_ref();
@@ -111,11 +156,11 @@ impl Segments {
     }
 
     pub(super) fn insert_live(&mut self, id: SegmentId, file: LiveFile, deleted: RoaringTreemap) {
-        let snapshot = snapshot_of_name(&file.path);
+        let origin = Origin::of_name(&file.path);
         let segment = Segment {
             file,
             committed: true,
-            snapshot,
+            origin,
             deleted: Arc::new(deleted),
             dirty: false,
         };
@@ -128,12 +173,12 @@ impl Segments {
         id: SegmentId,
         file: NewFile,
         deleted: RoaringTreemap,
-        snapshot: Option<Lsn>,
+        origin: Origin,
     ) {
         let segment = Segment {
             file: file.into_live(None),
             committed: false,
-            snapshot,
+            origin,
             deleted: Arc::new(deleted),
             dirty: false,
         };
@@ -288,7 +333,7 @@ impl Segments {
         inputs: &[SegmentId],
         id: SegmentId,
         file: NewFile,
-        snapshot: Option<Lsn>,
+        origin: Origin,
     ) {
         for segment in inputs.iter().filter_map(|input| self.by_id.remove(input)) {
             if segment.committed {
@@ -297,7 +342,7 @@ impl Segments {
                 durable::discard(&dir.join(&segment.file.path));
             }
         }
-        self.insert_staged(id, file, RoaringTreemap::new(), snapshot);
+        self.insert_staged(id, file, RoaringTreemap::new(), origin);
     }
 
     /// Every committed file was replaced by one with the same rows in the same places, in the order

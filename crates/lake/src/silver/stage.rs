@@ -10,7 +10,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use roaring::RoaringTreemap;
 
-use super::segments::{Segments, file_name};
+use super::segments::{Origin, Segments, file_name};
 use crate::LakeSettings;
 use crate::key_index::{Location, SegmentId};
 use crate::write::{DataFileWriter, EncodedRows};
@@ -160,7 +160,7 @@ impl Stage {
         Ok(match slot {
             Some(file) => file,
             None => {
-                let name = file_name(snapshot);
+                let name = file_name(Origin::from(snapshot));
                 let writer = DataFileWriter::create(&self.dir, name, schema, &self.settings)?;
                 let id = segments.reserve()?;
                 slot.insert(OpenFile {
@@ -212,6 +212,6 @@ fn close(file: OpenFile, segments: &mut Segments) -> Result<()> {
         snapshot,
     } = file;
     let written = writer.finish()?;
-    segments.insert_staged(id, written, deleted, snapshot);
+    segments.insert_staged(id, written, deleted, snapshot.into());
     Ok(())
 }

@@ -22,8 +22,6 @@ use crate::fs::{self as durable, corrupt, io_error};
 use crate::log::NewFile;
 use crate::{Compression, LakeSettings};
 
-const ROW_GROUP_ROWS: usize = 1 << 20;
-
 /// An open data file. Dropped before [`Self::finish`], it is removed.
 pub(crate) struct DataFileWriter {
     path: PathBuf,
@@ -86,7 +84,7 @@ impl Writer {
         self.file.bytes_written() + filling
     }
 
-    fn write(&mut self, rows: &RecordBatch) -> ParquetResult<()> {
+    fn write(&mut self, rows: &RecordBatch, group_rows: usize) -> ParquetResult<()> {
         let mut from = 0;
         while from < rows.num_rows() {
             let (columns, held) = match &mut self.filling {
@@ -97,7 +95,7 @@ impl Writer {
                     self.filling.insert((columns, 0))
                 }
             };
-            let count = (rows.num_rows() - from).min(ROW_GROUP_ROWS - *held);
+            let count = (rows.num_rows() - from).min(group_rows.saturating_sub(*held).max(1));
             let part = rows.slice(from, count);
             let mut writers = columns.iter_mut();
             let schema = part.schema();
@@ -109,7 +107,7 @@ impl Writer {
             }
             *held += count;
             from += count;
-            if *held >= ROW_GROUP_ROWS {
+            if *held >= group_rows {
                 self.flush()?;
             }
         }
@@ -156,7 +154,7 @@ impl DataFileWriter {
     ) -> Result<Self> {
         let path = dir.join(&name);
         let file = durable::create_new(&path).map_err(|e| io_error("create", &path, e))?;
-        let properties = properties(settings.compression, ROW_GROUP_ROWS)?.build();
+        let properties = properties(settings.compression, settings.row_group_rows)?.build();
         let writer = Writer::new(file, schema, properties).map_err(|e| write_error(&path, e))?;
         Ok(Self {
             path,
@@ -203,10 +201,11 @@ impl DataFileWriter {
             return self.append(&[&encoded]);
         }
         let staging_bytes = self.settings.staging_bytes;
+        let group_rows = self.settings.row_group_rows.max(1);
         self.may_write()?;
         let (writer, stats) = self.open()?;
         stats.update(rows);
-        let mut written = writer.write(rows);
+        let mut written = writer.write(rows, group_rows);
         if written.is_ok() && writer.memory_bytes() > staging_bytes {
             written = writer.flush();
         }

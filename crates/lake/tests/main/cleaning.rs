@@ -20,6 +20,7 @@ const EAGER: CompactionSettings = CompactionSettings {
     deleted_percent: 10,
     least_deleted_rows: 1,
     kept_percent: u32::MAX,
+    sort_small: false,
 };
 const HOUR: Duration = Duration::from_secs(3600);
 

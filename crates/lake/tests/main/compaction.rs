@@ -18,6 +18,7 @@ const SETTINGS: CompactionSettings = CompactionSettings {
     deleted_percent: 50,
     least_deleted_rows: 1,
     kept_percent: u32::MAX,
+    sort_small: false,
 };
 
 fn schema() -> Arc<TableSchema> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use alluvium_change::{Identity, Lsn};
 use alluvium_lake::{
-    Bronze, Compacted, CompactionSettings, LakeSettings, MergeMode, MetadataColumn, OnConflict,
-    Silver, SilverSettings,
+    Bronze, ClusterBy, Compacted, CompactionSettings, LakeSettings, MergeMode, MetadataColumn,
+    OnConflict, Silver, SilverSettings,
 };
 
 use crate::support::{TestLake, batch, items, owner, read_items, view_items};
@@ -31,6 +31,11 @@ fn silver_settings(seed: u64) -> SilverSettings {
         on_conflict: OnConflict::Stop,
         change_data_feed: seed.is_multiple_of(4),
         longest_pause: Duration::ZERO,
+        cluster_by: if seed.is_multiple_of(3) {
+            ClusterBy::Columns(vec!["small".to_owned()])
+        } else {
+            ClusterBy::Nothing
+        },
         merge_mode: if seed.is_multiple_of(5) {
             let commit_every = Duration::ZERO;
             MergeMode::CopyOnWrite { commit_every }
@@ -187,6 +192,7 @@ fn eager() -> CompactionSettings {
         deleted_percent: 10,
         least_deleted_rows: 1,
         kept_percent: u32::MAX,
+        sort_small: false,
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod bronze;
 mod cleaning;
+mod clustering;
 mod compaction;
 mod copy;
 mod errors;

@@ -14,7 +14,7 @@ use crate::status::Phase;
 pub(super) enum Task {
     Command(Box<Command>),
     CatchUp,
-    JobDone(Layer, Done),
+    JobDone(Layer, Box<Done>),
     /// Something of the table's care may be due.
     Look,
 }
@@ -36,7 +36,7 @@ impl TableOwner {
                 events
             }
             Task::JobDone(layer, done) => {
-                self.job_done(layer, done);
+                self.job_done(layer, *done);
                 Vec::new()
             }
             Task::Look if self.is_due() => {
@@ -66,7 +66,7 @@ pub(super) async fn work(mut owner: TableOwner, commands: mpsc::Receiver<Command
         let look = owner.next_look();
         let task = tokio::select! {
             biased;
-            Some((layer, done)) = jobs.next() => Task::JobDone(layer, done),
+            Some((layer, done)) = jobs.next() => Task::JobDone(layer, Box::new(done)),
             command = commands.next() => match command {
                 Some(Ok(command)) => Task::Command(Box::new(command)),
                 Some(Err(error)) => {

@@ -213,9 +213,25 @@ pub struct TableSettings {
     #[serde(deserialize_with = "maintain::duration")]
     pub commit_every: Option<Duration>,
     pub change_data_feed: bool,
+    pub cluster_by: Option<ClusterBy>,
     /// For all columns that do not say otherwise.
     pub on_invalid: Option<OnInvalid>,
     pub column: BTreeMap<String, ColumnSettings>,
+}
+
+/// In which order rows are where files are written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "cluster_by is \"key\" or a list of columns")]
+pub enum ClusterBy {
+    Key(Word),
+    Columns(Vec<String>),
+}
+
+/// The one word that `cluster_by` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    Key,
 }
 
 /// How the lake follows updates and deletes.

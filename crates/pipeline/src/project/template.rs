@@ -104,6 +104,7 @@ path = {lake_path}
 # merge_mode = "copy_on_write"         # for readers without deletion vectors; "append_only" for logs
 # commit_every = "1min"                # of a table that is copied on write
 # change_data_feed = true              # for Spark's table_changes and delta-rs' load_cdf
+# cluster_by = ["created_at"]          # order of rows in files that are written anew; "key" for the key
 # on_invalid = "error"                 # values Delta cannot hold: "error", "clamp", "null" or "string"
 # [tables."public.orders".column."total"]
 # on_invalid = "null"

@@ -22,7 +22,7 @@ use crate::key_index::{KeyWidth, SegmentId};
 
 const TEMPORARY: &str = "manifest.tmp";
 /// Raised with every change of the files or of how keys are encoded.
-const FORMAT: u64 = 4;
+const FORMAT: u64 = 5;
 
 /// A data file as the runs number it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +196,8 @@ fn parse(value: &Value, width: KeyWidth) -> Option<Manifest> {
     })
 }
 
-/// The rows left out stand in hexadecimal, as roaring bitmaps are written.
+/// The rows left out stand in hexadecimal, as roaring bitmaps are written, and so do places, of four bytes
+/// each, the lowest first.
 fn moved_json(moved: &Moved) -> Result<Value> {
     let mut gone = Vec::new();
     moved
@@ -209,6 +210,10 @@ fn moved_json(moved: &Moved) -> Result<Value> {
         "base": moved.base,
         "kept": moved.kept,
         "gone": hex::encode(gone),
+        "places": moved.places.as_ref().map(|places| {
+            let bytes: Vec<u8> = places.iter().flat_map(|place| place.to_le_bytes()).collect();
+            hex::encode(bytes)
+        }),
     }))
 }
 
@@ -216,11 +221,23 @@ fn parse_moved(value: &Value) -> Option<Moved> {
     let number = |name: &str| value.get(name).and_then(Value::as_u64);
     let small = |name: &str| u32::try_from(number(name)?).ok();
     let gone = hex::decode(value.get("gone")?.as_str()?).ok()?;
+    let kept = number("kept")?;
+    let places = match value.get("places")? {
+        Value::Null => None,
+        written => {
+            let bytes = hex::decode(written.as_str()?).ok()?;
+            let (places, rest) = bytes.as_chunks();
+            let is_whole = rest.is_empty() && places.len() as u64 == kept;
+            let places = places.iter().map(|place| u32::from_le_bytes(*place));
+            Some(is_whole.then(|| places.collect())?)
+        }
+    };
     Some(Moved {
         from: small("from")?,
         to: small("to")?,
         base: small("base")?,
-        kept: number("kept")?,
+        kept,
+        places,
         gone: Arc::new(RoaringTreemap::deserialize_from(gone.as_slice()).ok()?),
     })
 }

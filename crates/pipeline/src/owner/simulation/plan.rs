@@ -182,6 +182,7 @@ pub(super) fn settings(random: &mut Random, dir: &TempDir) -> LakeSettings {
             deleted_percent: [10, 90][random.below(2) as usize],
             least_deleted_rows: 1,
             kept_percent: [0, 100][random.below(2) as usize],
+            sort_small: random.chance(25),
         },
         retention: RetentionSettings {
             all_versions: minutes([0, 5, 60][random.below(3) as usize]),

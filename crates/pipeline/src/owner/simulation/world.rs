@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium_change::{ChangeBatch, Error, Identity, Lsn, code, surroundings};
-use alluvium_lake::{Lake, LakeSettings, MergeMode, Repair, SilverSettings, disk};
+use alluvium_lake::{ClusterBy, Lake, LakeSettings, MergeMode, Repair, SilverSettings, disk};
 use alluvium_source_postgres::catalog::SourceTable;
 use alluvium_testkit::history::{Change, Random, Row, Source};
 use tempfile::TempDir;
@@ -125,6 +125,10 @@ impl World {
             },
             change_data_feed: random.chance(25),
             longest_pause: Duration::from_secs(if random.chance(25) { 5 } else { 0 }),
+            cluster_by: match random.below(4) {
+                0 => ClusterBy::Columns(vec!["small".to_owned(), "id".to_owned()]),
+                _ => ClusterBy::Nothing,
+            },
             ..SilverSettings::default()
         };
         Self {
@@ -517,7 +521,7 @@ impl World {
             && let Some(at) = nth.checked_rem(process.done.len())
         {
             let (layer, done) = process.done.remove(at);
-            return self.run(Task::JobDone(layer, done));
+            return self.run(Task::JobDone(layer, Box::new(done)));
         }
         Ok(())
     }

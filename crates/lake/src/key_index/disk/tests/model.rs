@@ -401,6 +401,7 @@ impl<'a> Session<'a> {
                 base: joined.keys.len() as u32,
                 kept: file.keys.len() as u64 - gone.len(),
                 gone: Arc::new(gone.clone()),
+                places: None,
             });
             for (row, key) in file.keys.iter().enumerate() {
                 let row = row as u64;
