@@ -16,6 +16,7 @@ from results import Line, Samples
 TITLE = "B8, B11: reading and space after an hour of random updates"
 RATE = 5_000
 EACH = 100
+SMALL_BYTES = 4 << 20
 QUERY = ("SELECT count(*) AS n, sum(customer_id) AS a, count(DISTINCT status) AS b, sum(amount) AS c, max(note) AS d, CAST(max(created_at) AS VARCHAR) AS e, "
          "CAST(max(updated_at) AS VARCHAR) AS f, sum(qty) AS g FROM {table}")
 READERS = ("DuckDB", "delta-rs", "alluvium sql")
@@ -44,7 +45,7 @@ def run(context) -> None:
             for side, lake in sides.items():
                 took = read(context, reader, lake, project.dir)
                 if round_ > 0:                                         # the first warms up
-                    context.record(f"{case}: {reader}", side, round_ - 1, wall_s=took)
+                    context.record(f"{case}: {reader}", side, round_ - 1, **took)
     shutil.rmtree(aged)
     project.remove()
     server.drop(db)
@@ -62,7 +63,7 @@ def age(context, project, rows: int, seconds: float) -> int:
             pause = since + n * EACH / RATE - time.monotonic()
             if pause > 0:
                 time.sleep(pause)
-            ids = [1 + (n * EACH + k) * data.STEP % rows for k in range(EACH)]
+            ids = data.random_ids(n, EACH, rows)
             conn.execute("UPDATE orders SET qty = qty + 1, status = %s WHERE id = ANY (%s)", (f"n{n % 1000}", ids))
             n += 1
         conn.close()
@@ -75,26 +76,30 @@ def age(context, project, rows: int, seconds: float) -> int:
 def weigh(table: str) -> dict:
     """Bytes of a table's directory, and of the files that its newest version has."""
     live = {os.path.basename(file) for file in DeltaTable(table).file_uris()}
-    found = {"live_bytes": 0, "kept_bytes": 0, "vector_bytes": 0, "log_bytes": 0, "live_files": len(live)}
+    found = {"live_bytes": 0, "kept_bytes": 0, "kept_small_bytes": 0, "vector_bytes": 0, "log_bytes": 0, "live_files": len(live)}
     for name in os.listdir(table):
         path = os.path.join(table, name)
         if os.path.isfile(path):
             kind = "live" if name in live else "vector" if name.endswith(".bin") else "kept"
             found[f"{kind}_bytes"] += os.path.getsize(path)
+            if kind == "kept" and os.path.getsize(path) < SMALL_BYTES:
+                found["kept_small_bytes"] += os.path.getsize(path)
     log = os.path.join(table, "_delta_log")
     found["log_bytes"] = sum(os.path.getsize(os.path.join(log, name)) for name in os.listdir(log))
+    found["commits"] = sum(name.endswith(".json") for name in os.listdir(log))
     return found
 
 
-def read(context, reader: str, lake: str, directory: str) -> float:
-    """Seconds."""
+def read(context, reader: str, lake: str, directory: str) -> dict:
+    """Seconds, all and to open the table."""
     table = os.path.join(lake, "silver", "orders")
     if reader != "alluvium sql":
         argv = [sys.executable, os.path.join(os.path.dirname(__file__), "read.py"), reader, table, QUERY]
         done = subprocess.run(argv, capture_output=True, text=True)
         if done.returncode != 0:
             raise procs.Failed(f"{reader}: {done.stderr[-2000:]}")
-        return json.loads(done.stdout)["seconds"]
+        took = json.loads(done.stdout)
+        return {"wall_s": took["seconds"], "open_s": took["open"]}
     # A project file for the lake, which need not be that of a project that runs.
     there = os.path.join(directory, "reading")
     os.makedirs(there, exist_ok=True)
@@ -104,7 +109,7 @@ def read(context, reader: str, lake: str, directory: str) -> float:
     done = subprocess.run([context.alluvium, "sql", QUERY.format(table="orders")], cwd=there, capture_output=True, text=True)
     if done.returncode != 0:
         raise procs.Failed(f"{reader}: {done.stderr[-2000:]}")
-    return time.monotonic() - since
+    return {"wall_s": round(time.monotonic() - since, 4)}
 
 
 def report(samples: Samples) -> list[Line]:

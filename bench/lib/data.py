@@ -1,5 +1,7 @@
-"""The tables and loads of the benchmarks. All of it is the same on every run: no random numbers but a fixed permutation."""
+"""The tables and loads of the benchmarks. All of it is the same on every run: a fixed permutation, and random numbers from fixed seeds."""
 from __future__ import annotations
+
+import random
 
 from servers import Server
 
@@ -21,6 +23,12 @@ WIDE_ROW = "g, " + ", ".join(WIDE_VALUE[t].format(n=n + 1) for n, t in enumerate
 TABLES = {"orders": (ORDERS, ORDERS_ROW), "wide": (WIDE, WIDE_ROW)}
 # Coprime to all sizes used: i -> i * STEP % n visits every row once, in no order a disk would like.
 STEP = 7_368_787
+
+
+def random_ids(nth: int, count: int, rows: int) -> list[int]:
+    """So many different ids for the nth transaction. The permutation would not do for updates that go over a table more than once: it comes
+    to the rows in the same order again, which are next to each other by then."""
+    return random.Random(nth).sample(range(1, rows + 1), count)
 
 
 def fill(server: Server, db: str, table: str, rows: int) -> None:

@@ -56,7 +56,7 @@ class Load(threading.Thread):
                 pause = since + n * EACH / self.rate - time.monotonic()
                 if pause > 0:
                     time.sleep(pause)
-                ids = [1 + (n * EACH + k) * data.STEP % self.rows for k in range(EACH)]
+                ids = data.random_ids(n, EACH, self.rows)
                 self.conn.execute("UPDATE orders SET qty = qty + 1, status = %s WHERE id = ANY (%s)", (f"n{n}", ids))
                 n += 1
                 self.updates = n * EACH

@@ -98,12 +98,6 @@ pub struct Compacted {
     places: Option<Vec<u32>>,
 }
 
-/// What rows go through on their way into the file.
-enum Rows {
-    InOrder,
-    Sorted(Box<Sorter>),
-}
-
 impl CompactionJob {
     pub(crate) fn new(inputs: Vec<Input>, output: Output, settings: &LakeSettings) -> Self {
         let row_group_rows = match &output.clustering {
@@ -155,26 +149,19 @@ impl CompactionJob {
         let mut writer = DataFileWriter::create(dir, name.clone(), columns, &self.settings)?;
         let keys = self.output.clustering.as_ref();
         let keys = keys.map(|by| by.keys(columns)).transpose()?;
-        let mut rows = match keys {
-            None => Rows::InOrder,
-            Some(keys) => {
-                let most_bytes = self.settings.staging_bytes;
-                Rows::Sorted(Box::new(Sorter::new(dir, columns, keys, most_bytes)))
-            }
-        };
+        let most_bytes = self.settings.staging_bytes;
+        let mut sorter = keys.map(|keys| Sorter::new(dir, columns, keys, most_bytes));
         for input in &self.inputs {
-            if !self.read(input, &mut writer, &mut rows, rest)? {
+            if !self.read(input, &mut writer, sorter.as_mut(), rest)? {
                 return Ok(None);
             }
         }
-        let places = match rows {
-            Rows::InOrder => None,
-            Rows::Sorted(sorter) => {
-                let Some(places) = self.write_sorted(*sorter, &mut writer, rest)? else {
-                    return Ok(None);
-                };
-                Some(places)
-            }
+        let places = match sorter {
+            None => None,
+            Some(sorter) => match self.write_sorted(sorter, &mut writer, rest)? {
+                None => return Ok(None),
+                places => places,
+            },
         };
         Ok(Some((writer.finish()?, places)))
     }
@@ -184,7 +171,7 @@ impl CompactionJob {
         &self,
         input: &Input,
         writer: &mut DataFileWriter,
-        rows: &mut Rows,
+        mut sorter: Option<&mut Sorter>,
         rest: &dyn Fn(Worked) -> bool,
     ) -> Result<bool> {
         let path = self.output.dir.join(&input.path);
@@ -195,9 +182,9 @@ impl CompactionJob {
             let end = first + batch.num_rows() as u64;
             let live = live_rows(&batch, first, &input.deleted)?;
             first = end;
-            match rows {
-                Rows::InOrder => writer.write(&live)?,
-                Rows::Sorted(sorter) => sorter.push(&live)?,
+            match &mut sorter {
+                None => writer.write(&live)?,
+                Some(sorter) => sorter.push(&live)?,
             }
             let worked = Worked {
                 took: began.elapsed(),
@@ -261,6 +248,9 @@ impl Compacted {
         for input in &self.inputs {
             let moved = self.moved(input, base);
             match now(input) {
+                None if moved.places.is_none() => {
+                    late.insert_range(base..base + moved.kept);
+                }
                 None => late.extend((0..moved.kept).map(|nth| u64::from(moved.nth(nth)))),
                 Some(deleted) => {
                     let since = deleted - input.deleted.as_ref();
