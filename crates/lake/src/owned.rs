@@ -10,6 +10,7 @@ use alluvium_change::{Column, Error, Identity, Result, TableSchema, code};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::log::DeltaTable;
+use crate::silver::is_settled;
 use crate::{ForeignWriters, LakeSettings, Owner, RetentionSettings, fs as durable};
 
 const PROPERTY_SYSTEM: &str = "alluvium.system_identifier";
@@ -38,17 +39,17 @@ pub(crate) fn open_or_create(
     settings: &LakeSettings,
     extra: &[(&str, String)],
 ) -> Result<(DeltaTable, Option<BTreeMap<String, i64>>)> {
-    // Bronze is read in the order in which it was written.
-    let policy = match (layer, settings.foreign) {
-        ("bronze", ForeignWriters::Follow) => ForeignWriters::Repair,
-        (_, policy) => policy,
+    let policy = |is_settled: bool| match settings.foreign {
+        // Bronze is read in the order in which it was written.
+        ForeignWriters::Follow if layer == "bronze" || !is_settled => ForeignWriters::Repair,
+        policy => policy,
     };
     if DeltaTable::exists(dir)? {
         let mut table = DeltaTable::open(dir, settings.fsync)?;
         check_owner(&table, owner)?;
         // Each reading of the log goes over all of its files: with many tables this is the start.
         let txns = table.txns()?;
-        table.set_foreign(policy);
+        table.set_foreign(policy(is_settled(owner.app_id(), txns.clone())));
         table.settle_foreign(&txns)?;
         table.set_properties(&retention_properties(&settings.retention))?;
         return Ok((table, Some(txns)));
@@ -62,7 +63,7 @@ pub(crate) fn open_or_create(
     properties.extend(retention_properties(&settings.retention));
     properties.extend(extra.iter().cloned());
     let mut table = DeltaTable::create(dir, schema, &properties, settings.fsync)?;
-    table.set_foreign(policy);
+    table.set_foreign(policy(false));
     Ok((table, None))
 }
 

@@ -165,7 +165,7 @@ impl Silver {
         failpoint::hit("resync.committed");
         let Commit { adds, txns, .. } = commit;
         self.segments.rewritten(adds, committed.adds)?;
-        self.positions.set(&txns);
+        self.set_positions(&txns);
         self.columns = self.table.schema()?;
         self.recent.clear();
         self.index_committed();

@@ -142,7 +142,7 @@ impl Silver {
                 .commit_schema(&columns, "REPLACE COLUMNS", &commit, &properties)?;
             silver.committing = false;
             let txns = commit.txns;
-            silver.positions.set(&txns);
+            silver.set_positions(&txns);
             silver.segments = Segments::default();
             silver.columns = silver.table.schema()?;
             silver.schema = Arc::clone(schema);

@@ -57,7 +57,8 @@ pub use view::SilverView;
 use crate::log::{Commit, DeltaTable};
 use crate::maintain::KeptBytes;
 use crate::{
-    CheckpointDone, CheckpointJob, LakeSettings, MergeMode, MetadataColumn, Owner, SilverSettings,
+    CheckpointDone, CheckpointJob, ForeignWriters, LakeSettings, MergeMode, MetadataColumn, Owner,
+    SilverSettings,
 };
 
 /// How far the initial copy of a table is.
@@ -329,6 +330,16 @@ impl Silver {
         matches!(self.schema.identity, Identity::Key(_))
     }
 
+    /// After they were committed. Names of files say which snapshot copied rows are of, so another
+    /// program's files may take their place only when that does not matter any more.
+    fn set_positions(&mut self, txns: &[(String, i64)]) {
+        self.positions.set(txns);
+        self.table.set_foreign(match self.lake.foreign {
+            ForeignWriters::Follow if !self.positions.is_settled() => ForeignWriters::Repair,
+            policy => policy,
+        });
+    }
+
     /// Commits what is staged together with `txns`, and makes it the new committed state.
     fn commit_staged(&mut self, txns: Vec<(String, i64)>) -> Result<u64> {
         self.stage.close_all(&mut self.segments)?;
@@ -352,7 +363,7 @@ impl Silver {
         self.segments
             .committed(&self.dir, &committed.adds, &committed.deletes)?;
         self.pause_after(&committed.deletes);
-        self.positions.set(&txns);
+        self.set_positions(&txns);
         self.recent.clear();
         self.held = None;
         self.index_committed();

@@ -8,7 +8,8 @@ use alluvium_lake::{ForeignWriters, LakeSettings, Silver};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Row, TestLake, batch, delete, insert, item_rows, items, open_items, read_items, row, update,
+    Change, Row, TestLake, batch, delete, insert, item_rows, items, open_items, read_items, row,
+    update,
 };
 
 fn lake(foreign: ForeignWriters) -> TestLake {
@@ -185,6 +186,51 @@ fn the_same_rows_in_other_files_are_kept_or_not() {
         assert_eq!(has, is_kept, "{files:?}");
         apply(&mut silver, 130, &[delete(130, 3)]).unwrap();
         assert_eq!(read_items(&dir), [row(1, "a", "b"), row(4, "a", "b")]);
+        silver.check_index().unwrap();
+    }
+}
+
+/// Whose rows were copied under two snapshots: which of them a row is of must be known until changes have
+/// come up to the last.
+#[test]
+fn files_of_a_copy_are_not_followed_before_its_rows_are_of_one_moment() {
+    for while_open in [true, false] {
+        let test = lake(ForeignWriters::Follow);
+        let schema = items(Identity::Key(vec![0]));
+        let mut silver = open_items(&test).unwrap();
+        silver.begin_copy(Lsn(100)).unwrap();
+        for (snapshot, id) in [(100, 1), (200, 2)] {
+            let copied = item_rows(&schema, &[row(id, "a", "b")]);
+            silver.stage_copied(&copied, Lsn(snapshot)).unwrap();
+            let page = if id == 1 { 1 } else { u32::MAX };
+            silver.commit_copied(Lsn(snapshot), 7, page).unwrap();
+        }
+        silver.finish_copy().unwrap();
+        let dir = silver.dir().to_owned();
+        let add = actions(&dir, "add").swap_remove(0);
+        fs::copy(
+            dir.join(add["path"].as_str().unwrap()),
+            dir.join("optimized.parquet"),
+        )
+        .unwrap();
+        let mut other = add.clone();
+        other["path"] = "optimized.parquet".into();
+        other["dataChange"] = false.into();
+        let done = [removed(&add, false), json!({ "add": other })];
+        commit(&dir, silver.version() + 1, "OPTIMIZE", &done);
+        if !while_open {
+            drop(silver);
+            silver = open_items(&test).unwrap();
+        }
+        // Before its snapshot a row of another key became this one.
+        let moved = Change {
+            old: Some(Row::key(3)),
+            ..update(190, row(2, "a", "b"))
+        };
+        let changes = [insert(150, row(3, "a", "b")), moved];
+        apply(&mut silver, 190, &changes).unwrap();
+        apply(&mut silver, 210, &[delete(210, 2)]).unwrap();
+        assert_eq!(read_items(&dir), [row(1, "a", "b")]);
         silver.check_index().unwrap();
     }
 }
