@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use alluvium_change::{Error, code};
 use alluvium_lake::SilverView;
 use alluvium_lake::read::{DataFile, TableVersion};
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanBufferBuilder, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -53,6 +53,7 @@ pub(crate) struct LakeTable {
 struct LakeFile {
     data: DataFile,
     location: object_store::path::Path,
+    num_rows: usize,
     live_rows: usize,
     /// Made from the deletion vector at the first scan, then kept.
     selection: OnceLock<ParquetRowSelection>,
@@ -130,21 +131,29 @@ impl LakeFile {
             .map_err(|error| damaged(format!("\"{}\": {error}", data.path.display())))?;
         let location = object_store::path::Path::from_absolute_path(&absolute)
             .map_err(|error| damaged(format!("\"{}\": {error}", data.path.display())))?;
-        let deleted = data.deleted.as_deref().map_or(0, RoaringTreemap::len);
-        let beyond = data.deleted.as_deref().and_then(RoaringTreemap::max);
-        let live = data.num_rows.checked_sub(deleted);
-        let (Some(live), false) = (live, beyond.is_some_and(|row| row >= data.num_rows)) else {
-            return Err(damaged(format!(
-                "\"{}\" has {} rows, and a deletion vector for rows beyond its end",
+        let num_rows = usize::try_from(data.num_rows).map_err(|_| {
+            damaged(format!(
+                "\"{}\" claims {} rows",
                 data.path.display(),
                 data.num_rows
+            ))
+        })?;
+        let deleted = data.deleted.as_deref().map_or(0, RoaringTreemap::len);
+        let beyond = data.deleted.as_deref().and_then(RoaringTreemap::max);
+        let live = usize::try_from(deleted)
+            .ok()
+            .and_then(|deleted| num_rows.checked_sub(deleted));
+        let (Some(live_rows), false) = (live, beyond.is_some_and(|row| row >= data.num_rows))
+        else {
+            return Err(damaged(format!(
+                "\"{}\" has {num_rows} rows, and a deletion vector for rows beyond its end",
+                data.path.display(),
             )));
         };
-        let live_rows = usize::try_from(live)
-            .map_err(|_| damaged(format!("\"{}\" claims {live} rows", data.path.display())))?;
         Ok(Self {
             data,
             location,
+            num_rows,
             live_rows,
             selection: OnceLock::new(),
         })
@@ -158,7 +167,7 @@ impl LakeFile {
             Some(deleted) if !deleted.is_empty() => {
                 let selection = self
                     .selection
-                    .get_or_init(|| live_selection(deleted, self.data.num_rows).into());
+                    .get_or_init(|| live_selection(deleted, self.num_rows).into());
                 file.with_extension(selection.clone())
             }
             _ => file,
@@ -166,28 +175,25 @@ impl LakeFile {
     }
 }
 
-/// The rows of a file that are not in `deleted`, as runs.
-fn live_selection(deleted: &RoaringTreemap, num_rows: u64) -> RowSelection {
-    let mut selectors = Vec::new();
-    let mut push = |rows: u64, selector: fn(usize) -> RowSelector| {
-        // Row counts fit: `LakeFile::new` has checked that the file's do.
-        if let Some(rows) = usize::try_from(rows).ok().filter(|rows| *rows > 0) {
-            selectors.push(selector(rows));
-        }
-    };
-    let mut position = 0;
-    let mut places = deleted.iter().peekable();
-    while let Some(start) = places.next() {
-        let mut end = start + 1;
-        while places.next_if_eq(&end).is_some() {
-            end += 1;
-        }
-        push(start - position, RowSelector::select);
-        push(end - start, RowSelector::skip);
-        position = end;
+/// The rows of a file that are not in `deleted`: as runs, or as a bit for each row where runs could take more memory.
+fn live_selection(deleted: &RoaringTreemap, num_rows: usize) -> RowSelection {
+    let places = deleted.iter().filter_map(|row| usize::try_from(row).ok());
+    let run_bytes = usize::try_from(deleted.len())
+        .unwrap_or(usize::MAX)
+        .saturating_mul(2 * size_of::<RowSelector>());
+    if run_bytes > num_rows / 8 {
+        let mut live = BooleanBufferBuilder::new(num_rows);
+        live.append_n(num_rows, true);
+        places.for_each(|row| live.set_bit(row, false));
+        return RowSelection::from_boolean_buffer(live.finish());
     }
-    push(num_rows.saturating_sub(position), RowSelector::select);
-    RowSelection::from(selectors)
+    let mut start = 0;
+    let runs = places.chain([num_rows]).map(|row| {
+        let run = start..row;
+        start = row + 1;
+        run
+    });
+    RowSelection::from_consecutive_ranges(runs, num_rows)
 }
 
 #[async_trait]

@@ -117,7 +117,10 @@ impl RepairTarget {
             );
         }
         context.board.table(&table.to_string(), |status| {
-            status.error = error.map(ErrorStatus::from);
+            // What stopped the table meanwhile is still the matter.
+            if status.phase != Phase::Stopped {
+                status.error = error.map(ErrorStatus::from);
+            }
         });
         if let Some(request) = &self.target.request {
             request.finish();
