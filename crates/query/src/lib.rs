@@ -11,6 +11,7 @@ mod coerce;
 mod disjoint;
 mod error;
 mod footer;
+mod live;
 pub mod output;
 mod prune;
 mod session;

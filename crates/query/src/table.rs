@@ -4,26 +4,25 @@
 //! rows that are not deleted; bounds only ever skip files that cannot hold a match.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use alluvium_change::{Error, code};
 use alluvium_lake::SilverView;
 use alluvium_lake::read::{DataFile, TableVersion};
-use arrow::array::{BooleanBufferBuilder, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::config::TableParquetOptions;
 use datafusion::common::stats::Precision;
-use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::common::{DFSchema, DataFusionError, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::object_store::ObjectStoreUrl;
-use datafusion::datasource::physical_plan::parquet::{
-    CachedParquetFileReaderFactory, ParquetRowSelection,
-};
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::table_schema::TableSchema;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
@@ -31,10 +30,11 @@ use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
-use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use parquet::arrow::RowNumber;
 use roaring::RoaringTreemap;
 
 use crate::footer::FooterReaders;
+use crate::live::{ADDED_COLUMNS, DeletedRows, LiveRows, added_names};
 use crate::prune::FileBounds;
 
 /// Bytes read from a file's end in the first request for its footer.
@@ -53,10 +53,7 @@ pub(crate) struct LakeTable {
 struct LakeFile {
     data: DataFile,
     location: object_store::path::Path,
-    num_rows: usize,
     live_rows: usize,
-    /// Made from the deletion vector at the first scan, then kept.
-    selection: OnceLock<ParquetRowSelection>,
 }
 
 impl LakeTable {
@@ -89,6 +86,93 @@ impl LakeTable {
         let rows = files.iter().map(|file| file.live_rows).sum();
         statistics.num_rows = Precision::Exact(rows);
         statistics
+    }
+
+    fn read(
+        &self,
+        state: &dyn Session,
+        files: &[&LakeFile],
+        projection: Option<&Vec<usize>>,
+        predicate: Option<Arc<dyn PhysicalExpr>>,
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let deleted: DeletedRows = files.iter().map(|file| file.deleted()).collect();
+        let has_deleted = deleted.iter().any(Option::is_some);
+        let url = ObjectStoreUrl::local_filesystem();
+        let runtime = state.runtime_env();
+        let readers = FooterReaders {
+            cached: CachedParquetFileReaderFactory::new(
+                runtime.object_store(&url)?,
+                runtime.cache_manager.get_file_metadata_cache(),
+            ),
+        };
+        let options = TableParquetOptions {
+            global: state.config_options().execution.parquet.clone(),
+            ..TableParquetOptions::default()
+        };
+        let mut source = ParquetSource::new(self.columns_to_read(has_deleted))
+            .with_table_parquet_options(options)
+            .with_metadata_size_hint(FOOTER_BYTES)
+            .with_parquet_file_reader_factory(Arc::new(readers));
+        if let Some(predicate) = predicate {
+            source = source.with_predicate(predicate);
+        }
+        let partitions = state.config().target_partitions();
+        let scan = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(self.groups(files, partitions, has_deleted)?);
+        if !has_deleted {
+            let scan = scan
+                .with_statistics(self.statistics(files))
+                .with_projection_indices(projection.cloned())?
+                .with_limit(limit);
+            return Ok(DataSourceExec::from_data_source(scan.build()));
+        }
+        let width = self.schema.fields().len();
+        let mut columns = projection.cloned().unwrap_or_else(|| (0..width).collect());
+        let statistics = self.statistics(files).project(Some(&columns));
+        columns.extend(width..width + ADDED_COLUMNS);
+        let scan = scan.with_projection_indices(Some(columns))?.build();
+        let scan = DataSourceExec::from_data_source(scan);
+        Ok(Arc::new(LiveRows::new(scan, deleted, Arc::new(statistics))))
+    }
+
+    /// With the file's number and the row's place, if deleted rows are to be left out.
+    fn columns_to_read(&self, has_deleted: bool) -> TableSchema {
+        let columns = TableSchema::builder(Arc::clone(&self.schema));
+        if !has_deleted {
+            return columns.build();
+        }
+        let [file, row] = added_names(&self.schema);
+        let row = Field::new(row, DataType::Int64, false).with_extension_type(RowNumber);
+        columns
+            .with_table_partition_cols(vec![Arc::new(Field::new(file, DataType::UInt32, false))])
+            .with_virtual_columns(vec![Arc::new(row)])
+            .build()
+    }
+
+    fn groups(
+        &self,
+        files: &[&LakeFile],
+        partitions: usize,
+        has_deleted: bool,
+    ) -> Result<Vec<FileGroup>> {
+        let mut groups = vec![Vec::new(); partitions.clamp(1, files.len().max(1))];
+        let partitions = groups.len();
+        for (number, file) in files.iter().enumerate() {
+            let mut scanned = PartitionedFile::new("", file.data.size_bytes);
+            scanned.object_meta.location = file.location.clone();
+            let scanned = if has_deleted {
+                let number =
+                    u32::try_from(number).map_err(|e| DataFusionError::External(e.into()))?;
+                scanned.with_partition_values(vec![ScalarValue::UInt32(Some(number))])
+            } else {
+                scanned.with_statistics(Arc::new(self.statistics(&[file])))
+            };
+            if let Some(group) = groups.get_mut(number % partitions) {
+                group.push(scanned);
+            }
+        }
+        Ok(groups.into_iter().map(FileGroup::new).collect())
     }
 
     /// The files that may hold a row for which `predicate` is true.
@@ -153,47 +237,14 @@ impl LakeFile {
         Ok(Self {
             data,
             location,
-            num_rows,
             live_rows,
-            selection: OnceLock::new(),
         })
     }
 
-    fn to_scan(&self, statistics: &Arc<Statistics>) -> PartitionedFile {
-        let mut file = PartitionedFile::new("", self.data.size_bytes);
-        file.object_meta.location = self.location.clone();
-        let file = file.with_statistics(Arc::clone(statistics));
-        match &self.data.deleted {
-            Some(deleted) if !deleted.is_empty() => {
-                let selection = self
-                    .selection
-                    .get_or_init(|| live_selection(deleted, self.num_rows).into());
-                file.with_extension(selection.clone())
-            }
-            _ => file,
-        }
+    fn deleted(&self) -> Option<Arc<RoaringTreemap>> {
+        let deleted = self.data.deleted.as_ref();
+        deleted.filter(|deleted| !deleted.is_empty()).cloned()
     }
-}
-
-/// The rows of a file that are not in `deleted`: as runs, or as a bit for each row where runs could take more memory.
-fn live_selection(deleted: &RoaringTreemap, num_rows: usize) -> RowSelection {
-    let places = deleted.iter().filter_map(|row| usize::try_from(row).ok());
-    let run_bytes = usize::try_from(deleted.len())
-        .unwrap_or(usize::MAX)
-        .saturating_mul(2 * size_of::<RowSelector>());
-    if run_bytes > num_rows / 8 {
-        let mut live = BooleanBufferBuilder::new(num_rows);
-        live.append_n(num_rows, true);
-        places.for_each(|row| live.set_bit(row, false));
-        return RowSelection::from_boolean_buffer(live.finish());
-    }
-    let mut start = 0;
-    let runs = places.chain([num_rows]).map(|row| {
-        let run = start..row;
-        start = row + 1;
-        run
-    });
-    RowSelection::from_consecutive_ranges(runs, num_rows)
 }
 
 #[async_trait]
@@ -237,48 +288,7 @@ impl TableProvider for LakeTable {
             None => None,
         };
         let files = self.matching_files(predicate.as_ref())?;
-
-        let url = ObjectStoreUrl::local_filesystem();
-        let runtime = state.runtime_env();
-        let readers = FooterReaders {
-            cached: CachedParquetFileReaderFactory::new(
-                runtime.object_store(&url)?,
-                runtime.cache_manager.get_file_metadata_cache(),
-            ),
-        };
-        let options = TableParquetOptions {
-            global: state.config_options().execution.parquet.clone(),
-            ..TableParquetOptions::default()
-        };
-        let mut source = ParquetSource::new(Arc::clone(&self.schema))
-            .with_table_parquet_options(options)
-            .with_metadata_size_hint(FOOTER_BYTES)
-            .with_parquet_file_reader_factory(Arc::new(readers));
-        if let Some(predicate) = predicate {
-            source = source.with_predicate(predicate);
-        }
-
-        let mut groups = vec![
-            Vec::new();
-            state
-                .config()
-                .target_partitions()
-                .clamp(1, files.len().max(1))
-        ];
-        let partitions = groups.len();
-        for (place, file) in files.iter().enumerate() {
-            let statistics = Arc::new(self.statistics(&[file]));
-            if let Some(group) = groups.get_mut(place % partitions) {
-                group.push(file.to_scan(&statistics));
-            }
-        }
-        let scan = FileScanConfigBuilder::new(url, Arc::new(source))
-            .with_file_groups(groups.into_iter().map(FileGroup::new).collect())
-            .with_statistics(self.statistics(&files))
-            .with_projection_indices(projection.cloned())?
-            .with_limit(limit)
-            .build();
-        let scan = DataSourceExec::from_data_source(scan);
+        let scan = self.read(state, &files, projection, predicate, limit)?;
         if self.rows.is_empty() {
             return Ok(scan);
         }

@@ -410,10 +410,10 @@ fn health_tells_of_stopped_tables_and_of_a_server_that_is_gone() {
     });
     let phase = "alluvium_table_phase{table=\"public.t\",phase=\"stopped\"}";
     assert_eq!(scrape(address).1[phase], 1.0);
-    assert_eq!(
-        get(address, "/api/v1/status").json()["clocks"]["freshness_table"],
-        "public.t"
-    );
+    // On a busy machine the other may be behind for a moment too.
+    setup.wait(&running, "it is the oldest", || {
+        get(address, "/api/v1/status").json()["clocks"]["freshness_table"] == "public.t"
+    });
 
     setup.pg.stop_fast().unwrap();
     setup.wait(&running, "it is disconnected", || health().0 == 503);

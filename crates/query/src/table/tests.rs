@@ -591,28 +591,3 @@ fn a_deletion_vector_beyond_the_file_is_refused() {
         );
     }
 }
-
-#[test]
-fn deleted_rows_are_left_out_as_runs_or_bits() {
-    for (num_rows, deleted) in [
-        (1000, vec![]),
-        (1000, vec![0, 1, 999]),
-        (1000, vec![500]),
-        (3, vec![0, 1, 2]),
-        (1000, (0..1000).step_by(3).collect()),
-    ] {
-        let selection = live_selection(&deleted.iter().copied().collect(), num_rows);
-        assert_eq!(
-            selection.as_mask().is_some(),
-            deleted.len() > num_rows / 256
-        );
-        let is_live: Vec<bool> = selection
-            .iter()
-            .flat_map(|run| vec![!run.skip; run.row_count])
-            .collect();
-        let expected: Vec<bool> = (0..num_rows as u64)
-            .map(|row| !deleted.contains(&row))
-            .collect();
-        assert_eq!(is_live, expected);
-    }
-}
