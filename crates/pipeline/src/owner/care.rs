@@ -5,8 +5,9 @@
 //! owner, after each task: what is due? ─► jobs, on threads of their own ─► owner: adopts what came of them
 //! ```
 //!
-//! At most one job of each kind is under way for a Delta table; of compactions and cleanings, one in
-//! the whole pipeline, which rests in between so that it takes no more than its share of a core.
+//! One Delta checkpoint at a time is made in the whole pipeline, and one compaction or cleaning; the latter
+//! rest in between, so that they take no more than their share of a core. Their threads give way to others
+//! where there are more than cores: who waits for rows does not wait for care.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use alluvium_lake::{
     CheckpointDone, CheckpointJob, Cleaned, CleaningJob, Compacted, CompactionJob,
     CompactionSettings, RetentionSettings, Silver, Worked,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::{Event, TableOwner, is_of_lake};
@@ -44,14 +45,17 @@ pub(super) enum Layer {
 #[derive(Debug, Clone)]
 pub(crate) struct CareShare {
     settings: MaintainSettings,
-    one_at_a_time: Arc<Semaphore>,
+    checkpoints: Arc<Semaphore>,
+    /// Compactions and cleanings.
+    files: Arc<Semaphore>,
 }
 
 impl CareShare {
     pub(crate) fn new(settings: MaintainSettings) -> Self {
         Self {
             settings,
-            one_at_a_time: Arc::new(Semaphore::new(1)),
+            checkpoints: Arc::new(Semaphore::new(1)),
+            files: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -287,22 +291,41 @@ impl Job {
             Self::Compaction(_) => |error| Done::Compaction(Err(error)),
             Self::Cleaning(_) => |error| Done::Cleaning(Err(error)),
         };
-        let turn = match &self {
-            Self::Checkpoint(_) => None,
-            Self::Compaction(_) | Self::Cleaning(_) => {
-                Arc::clone(&share.one_at_a_time).acquire_owned().await.ok()
-            }
+        let turns = match &self {
+            Self::Checkpoint(_) => &share.checkpoints,
+            Self::Compaction(_) | Self::Cleaning(_) => &share.files,
         };
+        let turn = Arc::clone(turns).acquire_owned().await.ok();
+        let (send, done) = oneshot::channel();
         let work = move || {
+            give_way();
             let done = self.run(&|worked| {
                 share.rest(worked);
                 !ends.load(Ordering::Relaxed)
             });
             drop(turn);
-            done
+            let _ = send.send(done);
         };
-        let done = tokio::task::spawn_blocking(work).await;
+        let begun = std::thread::Builder::new()
+            .name("alluvium-care".to_owned())
+            .spawn(work);
+        if let Err(e) = begun {
+            return failed(Error::bug("no thread for the care of a table").with_source(e));
+        }
+        let done = done.await;
         done.unwrap_or_else(|e| failed(Error::bug("care of a table panicked").with_source(e)))
+    }
+}
+
+/// From here on, this thread runs where others leave a core idle, and gets a small part of one where not.
+fn give_way() {
+    /// A tenth of the time that another thread gets (sched(7), "The nice value").
+    #[cfg(target_os = "linux")]
+    const NICE: i32 = 10;
+    // Elsewhere priorities are those of processes.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "care does not give way");
     }
 }
 

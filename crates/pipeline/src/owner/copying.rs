@@ -207,11 +207,14 @@ impl TableOwner {
     ) -> Result<CopyState> {
         self.copy_failed = false;
         let is_prepared = schema.columns == self.table.schema.columns;
+        // Under two snapshots it is not known which row a change means if two rows exchange a key.
+        let is_clear = self.table.is_key_enforced || schema.key_names().is_empty();
         let Some(target) = self.target().filter(|_| is_prepared) else {
             // Something went wrong, or the table changed, before its snapshot was there.
             return Err(copy_again(&schema.id));
         };
         let resume = !afresh
+            && is_clear
             && matches!(target.copy_state(), CopyState::Copying { .. })
             && target.is_copy_of(schema);
         if !resume {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use alluvium_change::{Column, Error, Identity, Result, TableId, TableSchema, code};
 
-use super::identity::{Decision, Holder, decide};
+use super::identity::{Decision, Holder, decide, is_unique};
 use super::rows::{AttributeRow, IndexRow, LeafRow, Relation};
 use super::selection::{TableOverride, TableSelection};
 use super::types::Types;
@@ -76,12 +76,12 @@ pub(super) fn source_table(
     };
     let generated_columns = captured(|a| a.is_generated);
     let is_partitioned = relation.kind == 'p';
-    let has_primary_key = facts
-        .indexes_of(relation.oid)
-        .iter()
-        .any(|index| index.is_primary);
+    let indexes = facts.indexes_of(relation.oid);
+    let has_primary_key = indexes.iter().any(|index| index.is_primary);
+    let schema = TableSchema::new(id, relation.oid, planned.columns, identity);
+    let is_key_enforced = is_unique(indexes, &schema.key_names());
     Ok(SourceTable {
-        schema: TableSchema::new(id, relation.oid, planned.columns, identity),
+        schema,
         read: facts.read,
         plans: planned.plans,
         attributes: planned.attributes,
@@ -95,6 +95,7 @@ pub(super) fn source_table(
         append_only_asked: settings.append_only,
         is_partitioned,
         has_primary_key,
+        is_key_enforced,
         toast_columns,
         generated_columns,
         notes,

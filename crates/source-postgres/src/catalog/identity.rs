@@ -67,12 +67,14 @@ impl Holder<'_> {
             _ => Sent::Nothing,
         }
     }
+}
 
-    fn is_unique(&self, key: &[String]) -> bool {
-        self.indexes
-            .iter()
-            .any(|index| index.is_usable && index.columns.iter().all(|name| key.contains(name)))
-    }
+/// At each moment, within a transaction too.
+pub(super) fn is_unique<S: AsRef<str>>(indexes: &[IndexRow], key: &[S]) -> bool {
+    let is_of_key = |name: &String| key.iter().any(|column| column.as_ref() == name);
+    indexes
+        .iter()
+        .any(|index| index.is_usable && index.columns.iter().all(is_of_key))
 }
 
 /// Decides for `root` (`quoted` for SQL), whose rows lie in `leaves` (itself when ordinary).
@@ -113,7 +115,7 @@ pub(super) fn decide(
              and deletes; to follow them: ALTER TABLE {quoted} ADD PRIMARY KEY (...), or ALTER \
              TABLE {quoted} REPLICA IDENTITY FULL"
         )),
-        Decision::Key(key) if !key_override.is_empty() && !root.is_unique(key) => {
+        Decision::Key(key) if !key_override.is_empty() && !is_unique(root.indexes, key) => {
             notes.push(format!(
                 "no unique index covers the key ({}): rows that share a key would overwrite each \
                  other",

@@ -99,6 +99,9 @@ pub struct SourceTable {
     pub append_only_asked: bool,
     pub is_partitioned: bool,
     pub has_primary_key: bool,
+    /// At no moment do two rows have one key. Not so of a key that the project names where a constraint is
+    /// deferrable, or where there is none.
+    pub is_key_enforced: bool,
     pub estimated_rows: f64,
     pub total_bytes: u64,
     /// Columns whose values may be stored out of line, and then are not sent when unchanged.

@@ -62,6 +62,7 @@ pub fn sample_table(id: TableId, oid: u32, columns: &[(&str, u32, &str)]) -> Res
         append_only_asked: false,
         is_partitioned: false,
         has_primary_key: true,
+        is_key_enforced: true,
         estimated_rows: 0.0,
         total_bytes: 0,
         toast_columns: Vec::new(),

@@ -101,7 +101,8 @@ impl World {
         } else {
             Identity::WholeRow
         };
-        let catalog = source_table(&identity, &[]);
+        let mut catalog = source_table(&identity, &[]);
+        catalog.is_key_enforced = random.chance(80);
         let root = dir.path().join("lake");
         let disk = Arc::new(SimDisk::new(&root, &dir.path().join("graves")));
         disk.set_now(surroundings::now_ms());
@@ -113,9 +114,8 @@ impl World {
             table: catalog.schema.id.clone(),
             name: "items".to_owned(),
         };
-        // Not decided rightly in the middle of a transaction, or of a copy.
         let mut source = Source::new(random.draw(), identity.clone(), KEYS);
-        source.direct_exchanges = false;
+        source.direct_exchanges = !catalog.is_key_enforced;
         let silver = SilverSettings {
             merge_mode: if random.chance(25) {
                 let commit_every = Duration::from_secs([0, 60][random.below(2) as usize]);
@@ -433,6 +433,12 @@ impl World {
         };
         let position = Lsn(last.lsn);
         let coming = Coming::of(coming, to);
+        // Of two rows with one key, no part may be without the other.
+        let parts = if self.source.direct_exchanges {
+            1
+        } else {
+            parts
+        };
         let id = process.acknowledger.open(position, 1);
         process.sent = to;
         let mut pieces = self.pieces(coming.changes.len(), parts);

@@ -61,7 +61,9 @@ impl World {
         self.disk.note(format!("  a column, {shown_before:?}"));
         self.source.add_column(shown_before);
         let identity = &self.catalog.schema.identity;
-        self.catalog = Arc::new(source_table(identity, &self.source.added));
+        let mut table = source_table(identity, &self.source.added);
+        table.is_key_enforced = self.catalog.is_key_enforced;
+        self.catalog = Arc::new(table);
         changes.extend(self.source.changes(2));
         self.record(changes, (added_at, columns));
     }
