@@ -70,6 +70,8 @@ import duckdb, duckdb_extension_delta
 table, rows = sys.argv[1], int(sys.argv[2])
 for line in sys.stdin:
     con = duckdb.connect(config={"allow_unsigned_extensions": "true", "autoinstall_known_extensions": "false", "threads": 1})
+    # It would be drawn between our answers.
+    con.execute("SET enable_progress_bar = false")
     con.execute("LOAD '%s'" % glob.glob(os.path.join(os.path.dirname(duckdb_extension_delta.__file__), "extensions", "*", "delta.duckdb_extension"))[0])
     since = time.monotonic()
     try:
@@ -101,7 +103,11 @@ class Reader(threading.Thread):
             if not line:
                 self.scans.append({"error": "the reader ended"})
                 return
-            self.scans.append({"at": time.time(), **json.loads(line)})
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                answer = {"error": f"the reader said {line!r}", "seconds": 0}
+            self.scans.append({"at": time.time(), **answer})
 
     def end(self) -> None:
         self.done.set()

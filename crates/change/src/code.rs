@@ -135,6 +135,8 @@ codes! {
         "use another lake path, or give the table another name";
     LAKE_READ_ONLY "AL-LAKE-007" Manual "the lake cannot be written",
         "check the rights on the directory";
+    LAKE_VERSION "AL-LAKE-008" Manual "a table does not have the version asked for",
+        "ask for one that it has";
     MEMORY "AL-LIMIT-001" Manual "the memory budget is too small",
         "raise [limits] memory";
     SPILL "AL-LIMIT-002" Manual "a large transaction cannot be kept on the disk of the project",

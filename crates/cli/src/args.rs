@@ -64,8 +64,10 @@ pub(crate) enum Command {
     Status,
     /// The lake's tables: rows, files, versions
     Tables,
-    /// Query the lake's tables at their last commit
+    /// Query the lake's tables at their last commit, or as they were
     Sql(Sql),
+    /// The commits of a table, the newest first: when, what, by which program, up to which position
+    History(History),
     /// Copy tables afresh; a running pipeline does it at once, else the next run
     Resync(Resync),
     /// Write tables' small files and files with deleted rows anew as few large ones
@@ -115,6 +117,15 @@ pub(crate) struct Run {
 pub(crate) struct Sql {
     /// Statements, separated by semicolons; read from standard input when left out
     pub query: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct History {
+    /// Table as in SQL: orders, bronze.orders, "Größe"
+    pub table: String,
+    /// So many commits
+    #[arg(long, default_value_t = 20)]
+    pub limit: u64,
 }
 
 #[derive(Debug, ClapArgs)]

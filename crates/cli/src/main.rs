@@ -50,6 +50,7 @@ async fn perform(args: Args) -> Result<ExitCode> {
         Command::Status => command::status::status(&args.config, output),
         Command::Tables => command::tables::tables(&args.config, output),
         Command::Sql(sql) => command::sql::sql(&args.config, &sql, output).await,
+        Command::History(history) => command::sql::history(&args.config, &history, output).await,
         Command::Resync(resync) => command::resync::resync(&args.config, &resync),
         Command::Optimize(tables) => command::care::optimize(&args.config, &tables.tables, output),
         Command::Vacuum(vacuum) => command::care::vacuum(&args.config, &vacuum, output),

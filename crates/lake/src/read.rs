@@ -12,6 +12,7 @@ use roaring::RoaringTreemap;
 
 use crate::fs::io_error;
 use crate::log::DeltaTable;
+pub use crate::log::{CommitEntry, History};
 pub use crate::write::ColumnBounds;
 use crate::write::parse_bounds;
 

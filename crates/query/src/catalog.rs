@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use alluvium_change::{Error, code, encode_path_segment};
 use alluvium_lake::SilverView;
-use alluvium_lake::read::{self, TableName};
+use alluvium_lake::read::{self, History, TableName};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::logical_expr::TableType;
 
+use crate::as_of::{Moment, TableAsOf};
+use crate::error::{nearest, quoted};
 use crate::table::LakeTable;
 
 /// The one catalog's name.
@@ -75,7 +77,45 @@ impl Listing {
         found.map_or(plain, |name| name.to_string_lossy().into_owned())
     }
 
-    fn directory(&self, layer: &str, name: &str) -> alluvium_change::Result<Option<PathBuf>> {
+    /// There is no table of this name, of `layer` if one is given; the nearest that there is, is offered.
+    pub(crate) fn unknown(&self, layer: Option<&str>, table: &str) -> Error {
+        let name = match layer {
+            Some(layer) => format!("{layer}.{table}"),
+            None => table.to_owned(),
+        };
+        let error = Error::new(&code::SQL, format!("table \"{name}\" does not exist"));
+        let wanted = layer.unwrap_or(DEFAULT_SCHEMA);
+        // The schema asked for comes first: of equally near names the first is offered.
+        let mut layers: Vec<&str> = read::LAYERS.to_vec();
+        layers.sort_by_key(|layer| *layer != wanted);
+        let mut candidates = Vec::new();
+        for layer in layers {
+            for (name, _) in self.tables(layer).unwrap_or_default() {
+                candidates.push((layer, name));
+            }
+        }
+        let Some(near) = nearest(table, candidates.iter().map(|(_, name)| name.as_str())) else {
+            return match candidates.is_empty() {
+                true => error.with_hint("the lake has no tables yet: alluvium run copies them"),
+                false => error,
+            };
+        };
+        let layer = candidates
+            .iter()
+            .find(|(_, name)| name == near)
+            .map_or(DEFAULT_SCHEMA, |candidate| candidate.0);
+        let near = quoted(near);
+        error.with_hint(match layer == DEFAULT_SCHEMA {
+            true => format!("did you mean {near}?"),
+            false => format!("did you mean {layer}.{near}?"),
+        })
+    }
+
+    pub(crate) fn directory(
+        &self,
+        layer: &str,
+        name: &str,
+    ) -> alluvium_change::Result<Option<PathBuf>> {
         let tables = self.tables(layer)?;
         Ok(tables
             .into_iter()
@@ -88,23 +128,62 @@ fn named(table: TableName) -> (String, PathBuf) {
     (decode_table_name(&table.name), table.dir)
 }
 
+/// Tables at moments, by the names that stand for them; of all layers.
+#[derive(Debug, Clone, Default)]
+struct Travels(Arc<Mutex<HashMap<String, TableAsOf>>>);
+
+impl Travels {
+    fn add(&self, tables: Vec<TableAsOf>) {
+        let mut travels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = |table: TableAsOf| (table.stands_for_it.clone(), table);
+        travels.extend(tables.into_iter().map(named));
+    }
+
+    /// The table that queries call `name`, and when.
+    fn meant(&self, name: &str) -> (String, Option<Moment>) {
+        let travels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match travels.get(name) {
+            Some(travel) => (travel.table.clone(), Some(travel.moment)),
+            None => (name.to_owned(), None),
+        }
+    }
+}
+
 /// The catalog `lake`.
 #[derive(Debug)]
 pub(crate) struct LakeCatalog {
     layers: Vec<(&'static str, Arc<Layer>)>,
+    travels: Travels,
 }
 
 impl LakeCatalog {
     pub(crate) fn new(listing: &Listing) -> Self {
+        let travels = Travels::default();
+        let layer = |name| Layer {
+            name,
+            listing: listing.clone(),
+            travels: travels.clone(),
+            opened: Mutex::default(),
+        };
         let layers = read::LAYERS
             .iter()
-            .map(|layer| (*layer, Arc::new(Layer::new(layer, listing.clone()))))
+            .map(|name| (*name, Arc::new(layer(name))))
             .collect();
-        Self { layers }
+        Self { layers, travels }
     }
 }
 
 impl LakeCatalog {
+    /// From now on queries may name these.
+    pub(crate) fn travel(&self, tables: Vec<TableAsOf>) {
+        self.travels.add(tables);
+    }
+
+    /// The table that `name` stands for, at a moment or not.
+    pub(crate) fn table_of(&self, name: &str) -> String {
+        self.travels.meant(name).0
+    }
+
     /// A silver table as a running pipeline has it, for as long as the session lasts.
     pub(crate) fn show(&self, dir_name: &str, view: SilverView) -> alluvium_change::Result<()> {
         let Some((_, layer)) = self.layers.iter().find(|(name, _)| *name == DEFAULT_SCHEMA) else {
@@ -137,18 +216,11 @@ impl CatalogProvider for LakeCatalog {
 struct Layer {
     name: &'static str,
     listing: Listing,
+    travels: Travels,
     opened: Mutex<HashMap<String, Arc<LakeTable>>>,
 }
 
 impl Layer {
-    fn new(name: &'static str, listing: Listing) -> Self {
-        Self {
-            name,
-            listing,
-            opened: Mutex::new(HashMap::new()),
-        }
-    }
-
     fn opened(&self, name: &str) -> Option<Arc<LakeTable>> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.get(name).map(Arc::clone)
@@ -167,13 +239,15 @@ impl SchemaProvider for Layer {
         if let Some(table) = self.opened(name) {
             return Ok(Some(table));
         }
-        let (listing, layer, wanted) = (self.listing.clone(), self.name, name.to_owned());
+        let (listing, layer) = (self.listing.clone(), self.name);
+        let (wanted, moment) = self.travels.meant(name);
         // The lake is synchronous and must not run on an asynchronous thread.
         let opening = tokio::task::spawn_blocking(move || {
             let Some(dir) = listing.directory(layer, &wanted)? else {
                 return Ok(None);
             };
-            LakeTable::new(read::open_table(&dir, None)?, &dir).map(Some)
+            let version = moment.map(|moment| version_at(&dir, moment)).transpose()?;
+            LakeTable::new(read::open_table(&dir, version)?, &dir).map(Some)
         });
         let opened = opening.await.unwrap_or_else(|error| {
             Err(Error::new(&code::BUG, "opening a table did not end").with_source(error))
@@ -198,8 +272,17 @@ impl SchemaProvider for Layer {
         self.opened(name).is_some()
             || self
                 .listing
-                .directory(self.name, name)
+                .directory(self.name, &self.travels.meant(name).0)
                 .is_ok_and(|dir| dir.is_some())
+    }
+}
+
+/// The version that shows the table in `dir` at `moment`.
+fn version_at(dir: &Path, moment: Moment) -> alluvium_change::Result<u64> {
+    let history = History::of(dir)?;
+    match moment {
+        Moment::Version(version) => history.check(version),
+        Moment::TimeMs(time_ms) => history.at_time(time_ms),
     }
 }
 

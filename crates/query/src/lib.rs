@@ -6,11 +6,13 @@
 //! - [`output`]: rows as a box, JSON, NDJSON or CSV
 //! - [`tables`]: the lake's tables at a glance
 
+mod as_of;
 mod catalog;
 mod coerce;
 mod disjoint;
 mod error;
 mod footer;
+mod history;
 mod live;
 pub mod output;
 mod prune;

@@ -9,11 +9,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use alluvium_change::{Error, Result, code};
-use alluvium_lake::{SilverView, read};
+use alluvium_lake::SilverView;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProviderList};
-use datafusion::common::{DataFusionError, TableReference};
+use datafusion::common::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -24,13 +24,15 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as ParsedStatement};
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
-use datafusion::sql::sqlparser::tokenizer::Token;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use futures::{Stream, StreamExt};
 
+use crate::as_of::take_moments;
 use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
 use crate::coerce::CompareAsFloats;
 use crate::disjoint::DisjointLists;
-use crate::error::{nearest, quoted, sql_error};
+use crate::error::sql_error;
+use crate::history::HistoryFunction;
 
 /// What a session may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +148,7 @@ impl Engine {
         let listing = Listing::new(lake_root);
         let catalog = Arc::new(LakeCatalog::new(&listing));
         context.register_catalog(CATALOG, Arc::clone(&catalog) as Arc<dyn CatalogProvider>);
+        context.register_udtf("history", Arc::new(HistoryFunction(listing.clone())));
         Ok(Session {
             context,
             listing,
@@ -154,9 +157,15 @@ impl Engine {
     }
 }
 
-fn parser(text: &str) -> std::result::Result<DFParser<'_>, DataFusionError> {
-    static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
-    DFParserBuilder::new(text).with_dialect(&DIALECT).build()
+static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
+
+fn tokens(text: &str) -> Result<Vec<TokenWithSpan>> {
+    let tokens = Tokenizer::new(&DIALECT, text).tokenize_with_location();
+    tokens.map_err(|error| sql_error(&DataFusionError::SQL(Box::new(error.into()), None)))
+}
+
+fn parser(tokens: Vec<TokenWithSpan>) -> std::result::Result<DFParser<'static>, DataFusionError> {
+    DFParserBuilder::new(tokens).with_dialect(&DIALECT).build()
 }
 
 /// Whether `text` is one condition, as it comes after `WHERE`.
@@ -164,7 +173,7 @@ fn parser(text: &str) -> std::result::Result<DFParser<'_>, DataFusionError> {
 /// # Errors
 /// `SQL`.
 pub fn check_condition(text: &str) -> Result<()> {
-    let parsed = parser(text).and_then(|mut parser| {
+    let parsed = parser(tokens(text)?).and_then(|mut parser| {
         parser.parser.parse_expr()?;
         let token = parser.parser.peek_token();
         match token.token {
@@ -218,9 +227,11 @@ impl Session {
 
     /// The statements of `text`, which are separated by `;`.
     pub fn statements(&self, text: &str) -> Result<Vec<Statement>> {
-        let parsed = parser(text)
+        let (tokens, tables) = take_moments(tokens(text)?)?;
+        let parsed = parser(tokens)
             .and_then(|mut parser| parser.parse_statements())
             .map_err(|error| sql_error(&error))?;
+        self.catalog.travel(tables);
         Ok(parsed.into_iter().map(Statement).collect())
     }
 
@@ -235,7 +246,8 @@ impl Session {
             .filter_map(|statement| state.resolve_table_references(&statement.0).ok())
             .flatten();
         let silver = references.filter(|reference| {
-            reference.catalog().is_none_or(|catalog| catalog == CATALOG)
+            self.catalog.table_of(reference.table()) == reference.table()
+                && reference.catalog().is_none_or(|catalog| catalog == CATALOG)
                 && reference
                     .schema()
                     .is_none_or(|schema| schema == DEFAULT_SCHEMA)
@@ -327,40 +339,11 @@ impl Session {
             let exists = self.context.table_exist(reference.clone()).unwrap_or(false);
             // A message that does not name the table is about something else.
             if !exists && !is_function && error.to_string().contains(&name) {
-                return self.unknown_table(&reference);
+                let table = self.catalog.table_of(reference.table());
+                return self.listing.unknown(reference.schema(), &table);
             }
         }
         sql_error(error)
-    }
-
-    fn unknown_table(&self, reference: &TableReference) -> Error {
-        let error = Error::new(&code::SQL, format!("table \"{reference}\" does not exist"));
-        let wanted_schema = reference.schema().unwrap_or(DEFAULT_SCHEMA);
-        // The schema asked for comes first: of equally near names the first is offered.
-        let mut layers: Vec<&str> = read::LAYERS.to_vec();
-        layers.sort_by_key(|layer| *layer != wanted_schema);
-        let mut candidates = Vec::new();
-        for layer in layers {
-            for (name, _) in self.listing.tables(layer).unwrap_or_default() {
-                candidates.push((layer, name));
-            }
-        }
-        let names = candidates.iter().map(|(_, name)| name.as_str());
-        let Some(near) = nearest(reference.table(), names) else {
-            return match candidates.is_empty() {
-                true => error.with_hint("the lake has no tables yet: alluvium run copies them"),
-                false => error,
-            };
-        };
-        let layer = candidates
-            .iter()
-            .find(|(_, name)| name == near)
-            .map_or(DEFAULT_SCHEMA, |c| c.0);
-        let near = quoted(near);
-        error.with_hint(match layer == DEFAULT_SCHEMA {
-            true => format!("did you mean {near}?"),
-            false => format!("did you mean {layer}.{near}?"),
-        })
     }
 }
 

@@ -9,7 +9,7 @@ use alluvium_pipeline::project::{self, Project};
 use alluvium_query::output::{self, Format, Options};
 use alluvium_query::{QuerySettings, Session};
 
-use crate::args::{Output, Sql};
+use crate::args::{History, Output, Sql};
 use crate::rows::threads;
 
 /// Runs the statements given, or those on standard input.
@@ -20,6 +20,19 @@ pub(crate) async fn sql(config: &Path, sql: &Sql, format: Output) -> Result<Exit
         None => read_stdin()?,
     };
     answer(&project, &text, format).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the commits of a table.
+pub(crate) async fn history(config: &Path, history: &History, format: Output) -> Result<ExitCode> {
+    let project = project::load(config)?;
+    let query = format!(
+        "SELECT version, committed_at, operation, program, lsn, rows_added, rows_deleted, files_added, \
+         files_removed, readable FROM history('{}') LIMIT {}",
+        history.table.replace('\'', "''"),
+        history.limit
+    );
+    answer(&project, &query, format).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -63,7 +63,10 @@ impl Silver {
             )));
         }
         self.check_columns(&batch.rows)?;
-        self.stages_more();
+        // A part of a cut may be empty, or all of it be there already.
+        if batch.commit_lsn.last().copied() > Some(self.position()) {
+            self.stages_more();
+        }
         self.guarded(|silver| silver.apply_all(batch, encoded))
     }
 

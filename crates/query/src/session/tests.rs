@@ -7,6 +7,8 @@
     reason = "tests fail by panicking"
 )]
 
+mod travel;
+
 use std::fs;
 
 use alluvium_change::encode_path_segment;
