@@ -26,5 +26,6 @@ mod settings;
 mod setup;
 mod spark;
 mod streamed;
+mod travel;
 mod tuples;
 mod two_phase;
