@@ -101,6 +101,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) adds: Vec<NewFile>,
     pub(crate) deletes: Vec<DeletedRows<'a>>,
     pub(crate) removes: Vec<&'a LiveFile>,
+    /// Rows of the files added that were in those removed.
+    pub(crate) copied_rows: u64,
     /// What it does to rows, for the change data feed.
     pub(crate) feed: Option<NewFile>,
     /// Application ids and their new versions.
@@ -190,6 +192,7 @@ impl DeltaTable {
         let removes = !commit.deletes.is_empty() || !commit.removes.is_empty();
         committer.says_data_change =
             removes && commit.change == Change::Rows && self.feeds_changes();
+        committer.copied_rows = commit.copied_rows;
         committer.feed = commit.feed.as_ref().map(feed_action);
         let data_change = commit.change != Change::Layout && !committer.says_data_change;
         let failed = |e| kernel_error("commit to", &self.dir, e);

@@ -2,7 +2,7 @@
 //!
 //! Called by the kernel inside `Transaction::commit`. Beside writing, it completes the actions the
 //! kernel makes: statistics of added files are ours (see `write::stats`), an added file may come
-//! with deleted rows, and removed files lose the statistics nobody reads.
+//! with deleted rows, and of removed files' statistics the number of rows is left.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use alluvium_change::{Error, Result, failpoint};
 use delta_kernel::committer::{CommitMetadata, CommitResponse, Committer, PublishMetadata};
 use delta_kernel::engine_data::FilteredEngineData;
 use delta_kernel::{Engine, FileMeta, KernelError, KernelResult, KernelResultIterator};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::fs::{self as durable, Link, TEMPORARY_SUFFIX};
 
@@ -36,6 +36,8 @@ pub(super) struct DurableCommitter {
     pub(super) added: HashMap<String, Decoration>,
     /// The kernel was told that no row changes, which is not so.
     pub(super) says_data_change: bool,
+    /// Rows that are only in other files than before.
+    pub(super) copied_rows: u64,
     /// One more action.
     pub(super) feed: Option<Value>,
     pub(super) error: ErrorSlot,
@@ -48,6 +50,7 @@ impl DurableCommitter {
             fsync,
             added: HashMap::new(),
             says_data_change: false,
+            copied_rows: 0,
             feed: None,
             error: ErrorSlot::default(),
         }
@@ -73,10 +76,18 @@ impl DurableCommitter {
             } else if line.starts_with(b"{\"remove\"") {
                 let mut action = parse(line)?;
                 if let Some(remove) = action.get_mut("remove").and_then(Value::as_object_mut) {
-                    remove.remove("stats");
+                    // Bounds are of no use any more; how many rows went is told by `history`.
+                    let stats = remove.remove("stats").and_then(|stats| counted(&stats));
+                    remove.extend(stats.map(|stats| ("stats".to_owned(), stats)));
                     // The clock that cleaning goes by.
                     remove.insert("deletionTimestamp".to_owned(), now_ms().into());
                     self.tell_data_change(remove);
+                }
+                completed.extend_from_slice(action.to_string().as_bytes());
+            } else if line.starts_with(b"{\"commitInfo\"") && self.copied_rows > 0 {
+                let mut action = parse(line)?;
+                if let Some(info) = action.get_mut("commitInfo").and_then(Value::as_object_mut) {
+                    info.insert("operationMetrics".to_owned(), metrics(self.copied_rows));
                 }
                 completed.extend_from_slice(action.to_string().as_bytes());
             } else {
@@ -116,6 +127,21 @@ impl DurableCommitter {
         Ok(())
     }
 }
+
+/// The number of rows alone, of a file's statistics.
+pub(super) fn counted(stats: &Value) -> Option<Value> {
+    let stats: Value = serde_json::from_str(stats.as_str()?).ok()?;
+    let rows = stats.get("numRecords")?.as_u64()?;
+    Some(json!({"numRecords": rows}).to_string().into())
+}
+
+/// As Delta's `MERGE` tells of them: numbers are text.
+pub(super) fn metrics(copied_rows: u64) -> Value {
+    json!({COPIED_ROWS: copied_rows.to_string()})
+}
+
+/// Rows that a commit left as they were, in files that it wrote anew.
+pub(super) const COPIED_ROWS: &str = "numTargetRowsCopied";
 
 fn parse(line: &[u8]) -> Result<Value> {
     serde_json::from_slice(line)

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use alluvium_change::{Error, Lsn, Result, code};
 use serde_json::Value;
 
-use super::committer::{commit_path, log_dir};
+use super::committer::{COPIED_ROWS, commit_path, log_dir};
 use crate::fs::{corrupt, io_error};
 
 /// One commit of a Delta table.
@@ -223,6 +223,7 @@ struct Actions {
     /// By path.
     added: HashMap<String, Told>,
     removed: HashMap<String, Told>,
+    copied_rows: u64,
 }
 
 impl Actions {
@@ -233,6 +234,9 @@ impl Actions {
             self.entry.time_ms = time.and_then(Value::as_i64);
             self.entry.operation = text(info, "operation");
             self.entry.program = text(info, "engineInfo");
+            let copied = info.pointer(&format!("/operationMetrics/{COPIED_ROWS}"));
+            let copied = copied.and_then(|copied| copied.as_str()?.parse().ok());
+            self.copied_rows = copied.unwrap_or_default();
         }
         if let Some(txn) = action.get("txn") {
             // alluvium/<pipeline>/<source>/<schema>.<table>; what else is kept of a table has a fifth part.
@@ -270,10 +274,14 @@ impl Actions {
                 deleted = sum(deleted, before.live_rows());
             }
         }
+        let changed = |rows: Option<u64>| match self.entry.changes_rows {
+            true => rows?.checked_sub(self.copied_rows),
+            false => Some(0),
+        };
         CommitEntry {
             version,
-            rows_added: added,
-            rows_deleted: deleted,
+            rows_added: changed(added),
+            rows_deleted: changed(deleted),
             ..self.entry
         }
     }
@@ -376,6 +384,25 @@ mod tests {
             ..CommitEntry::default()
         };
         assert_eq!(told, expected);
+        let copied = json!({"commitInfo": {"operationMetrics": {"numTargetRowsCopied": "6"}}});
+        let rewritten = entry(&[
+            copied,
+            file("remove", "a", Some(10), 1),
+            file("add", "b", Some(8), 0),
+        ]);
+        assert_eq!(
+            (rewritten.rows_added, rewritten.rows_deleted),
+            (Some(2), Some(3))
+        );
+        let mut moved = [file("remove", "a", Some(10), 1), file("add", "b", None, 0)];
+        for (kind, action) in ["remove", "add"].into_iter().zip(&mut moved) {
+            action[kind]["dataChange"] = false.into();
+        }
+        let moved = entry(&moved);
+        assert_eq!(
+            (moved.changes_rows, moved.rows_added, moved.rows_deleted),
+            (false, Some(0), Some(0))
+        );
         let unknown = entry(&[file("add", "b", None, 0)]);
         assert_eq!((unknown.rows_added, unknown.rows_deleted), (None, Some(0)));
     }

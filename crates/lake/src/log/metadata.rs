@@ -13,7 +13,7 @@ use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
 use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, own_mark};
-use super::committer::write_commit;
+use super::committer::{counted, metrics, write_commit};
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
 use super::mapping;
@@ -38,7 +38,11 @@ impl DeltaTable {
         }
         let vectors = self.write_vectors(commit)?;
         let now = now_ms();
-        let mut actions = vec![json!({"commitInfo": commit_info(operation, now)})];
+        let mut info = commit_info(operation, now);
+        if let (true, Some(info)) = (commit.copied_rows > 0, info.as_object_mut()) {
+            info.insert("operationMetrics".to_owned(), metrics(commit.copied_rows));
+        }
+        let mut actions = vec![json!({"commitInfo": info})];
         actions.extend(self.protocol_action(schema, &[])?);
         actions.push(self.metadata_action(schema, properties)?);
         let mark = (OWN_COMMIT.to_owned(), own_mark(self.version() + 1));
@@ -277,6 +281,10 @@ pub(super) fn remove_action(file: &LiveFile, now: i64) -> Value {
         "partitionValues": {},
         "size": file.size_bytes,
     });
+    let stats = counted(&file.stats.as_ref().into());
+    if let (Some(stats), Some(remove)) = (stats, remove.as_object_mut()) {
+        remove.insert("stats".to_owned(), stats);
+    }
     insert_vector(&mut remove, file.deletion_vector.as_ref());
     json!({"remove": remove})
 }

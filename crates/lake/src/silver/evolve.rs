@@ -80,6 +80,7 @@ impl Silver {
                     new.stats = crate::write::loosen_bounds(&new.stats);
                     new.deleted = Some(deleted.clone());
                 }
+                commit.copied_rows += file.num_rows - deleted.len();
                 commit.adds.push(new);
                 commit.removes.push(file);
             }

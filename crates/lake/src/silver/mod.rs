@@ -352,6 +352,7 @@ impl Silver {
             adds: changes.adds,
             deletes: changes.deletes,
             removes: changes.removes,
+            copied_rows: changes.copied_rows,
             feed,
             txns,
             ..Commit::default()

@@ -33,6 +33,8 @@ pub(super) struct Segments {
     by_id: BTreeMap<SegmentId, Segment>,
     /// Committed files that the next commit removes.
     removed: Vec<LiveFile>,
+    /// Live rows of those that are in new files now.
+    copied_rows: u64,
     next_id: SegmentId,
 }
 
@@ -41,6 +43,7 @@ pub(super) struct Changes<'a> {
     pub(super) adds: Vec<NewFile>,
     pub(super) deletes: Vec<DeletedRows<'a>>,
     pub(super) removes: Vec<&'a LiveFile>,
+    pub(super) copied_rows: u64,
 }
 
 const COPY_PREFIX: &str = "copy-";
@@ -259,6 +262,7 @@ impl Segments {
             adds: Vec::new(),
             deletes: Vec::new(),
             removes: self.removed.iter().collect(),
+            copied_rows: self.copied_rows,
         };
         for segment in self.by_id.values() {
             let empty = segment.live_rows() == 0;
@@ -313,6 +317,7 @@ impl Segments {
             keep
         });
         self.removed.clear();
+        self.copied_rows = 0;
         Ok(())
     }
 }
@@ -337,6 +342,7 @@ impl Segments {
     ) {
         for segment in inputs.iter().filter_map(|input| self.by_id.remove(input)) {
             if segment.committed {
+                self.copied_rows += segment.live_rows();
                 self.removed.push(segment.file);
             } else {
                 durable::discard(&dir.join(&segment.file.path));
