@@ -18,7 +18,7 @@ FIGURES = {"files": "files", "bytes": "bytes", "log_files": "log files", "log_by
 
 
 def run(context) -> None:
-    commits = context.size(2_000_000, 40_000)
+    commits = context.size(2_000_000, 20_000)
     kept = min(KEPT, commits // 10)
     # How fast they come decides how long that is.
     rate = aged(context, commits // 20, 3600, commits // 20)[-1]

@@ -33,6 +33,7 @@ pub use log::{CheckpointDone, CheckpointJob};
 pub use maintain::{
     Cleaned, CleaningJob, Compacted, CompactionJob, RestingTable, Worked, look_for_unneeded,
 };
+pub use owned::app_id;
 pub use settings::{
     ClusterBy, CompactionSettings, Compression, ForeignWriters, IndexSettings, LakeSettings,
     MergeMode, MetadataColumn, OnConflict, Owner, RetentionSettings, SilverSettings,

@@ -2,11 +2,12 @@
 //! schema the lake holds relates to the source's.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alluvium_change::{Column, Error, Identity, Result, TableSchema, code};
+use alluvium_change::{Column, Error, Identity, Lsn, Result, TableSchema, code};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::log::DeltaTable;
@@ -14,7 +15,7 @@ use crate::silver::is_settled;
 use crate::{ForeignWriters, LakeSettings, Owner, RetentionSettings, fs as durable};
 
 const PROPERTY_SYSTEM: &str = "alluvium.system_identifier";
-const PROPERTY_TABLE: &str = "alluvium.table";
+pub(crate) const PROPERTY_TABLE: &str = "alluvium.table";
 const PROPERTY_LAYER: &str = "alluvium.layer";
 
 /// What other programs go by that clean our tables, and for how long Delta checkpoints say which files
@@ -69,7 +70,26 @@ pub(crate) fn open_or_create(
 
 /// The source's table that a table of the lake is of.
 pub(crate) fn table_of(table: &DeltaTable) -> Option<String> {
-    table.properties().get(PROPERTY_TABLE).cloned()
+    table.properties().remove(PROPERTY_TABLE)
+}
+
+/// The `txn` application id that carries the position of a source's table.
+#[must_use]
+pub fn app_id(pipeline: &str, source: &str, table: impl Display) -> String {
+    format!("alluvium/{pipeline}/{source}/{table}")
+}
+
+/// What the application ids of a table of the source say is in it, by whatever pipeline: every
+/// transaction that committed at or before this. None before its copy is complete.
+#[must_use]
+pub fn position_of(table: &str, txns: &BTreeMap<String, i64>) -> Option<Lsn> {
+    // Longer ids are notes of the same table, and the table's name may have a slash in it.
+    let is_position = |id: &str| {
+        let parts = id.splitn(4, '/').collect::<Vec<_>>();
+        matches!(parts[..], ["alluvium", _, _, of] if of == table)
+    };
+    let (_, position) = txns.iter().find(|(id, _)| is_position(id))?;
+    (*position > 0).then(|| Lsn::from_txn_version(*position))
 }
 
 pub(crate) fn check_owner(table: &DeltaTable, owner: &Owner) -> Result<()> {

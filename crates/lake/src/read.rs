@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alluvium_change::Result;
+use alluvium_change::{Lsn, Result};
 use arrow::datatypes::{DataType, SchemaRef};
 use roaring::RoaringTreemap;
 
 use crate::fs::io_error;
 use crate::log::DeltaTable;
 pub use crate::log::{CommitEntry, History};
+pub use crate::owned::position_of;
+use crate::owned::{PROPERTY_TABLE, table_of};
 pub use crate::write::ColumnBounds;
 use crate::write::parse_bounds;
 
@@ -36,6 +38,19 @@ pub struct TableVersion {
 }
 
 impl TableVersion {
+    /// What it mirrors, `schema.table`; none for a table that is not alluvium's.
+    #[must_use]
+    pub fn source_table(&self) -> Option<&str> {
+        self.properties.get(PROPERTY_TABLE).map(String::as_str)
+    }
+
+    /// Every transaction of the source that committed at or before this is in the table; none before
+    /// its copy is complete.
+    #[must_use]
+    pub fn position(&self) -> Option<Lsn> {
+        position_of(self.source_table()?, &self.txns)
+    }
+
     /// Rows that are not deleted.
     #[must_use]
     pub fn num_rows(&self) -> u64 {
@@ -74,6 +89,14 @@ impl DataFile {
     pub fn bounds(&self, columns: &[(&str, &DataType)]) -> Vec<ColumnBounds> {
         parse_bounds(&self.stats, columns)
     }
+}
+
+/// The source's table that the table in `dir` mirrors; none for one that is not alluvium's.
+///
+/// # Errors
+/// `LAKE_CORRUPT` when the log is missing or damaged.
+pub fn source_table(dir: &Path) -> Result<Option<String>> {
+    Ok(table_of(&DeltaTable::open_at(dir, None)?))
 }
 
 /// A table found in a lake.

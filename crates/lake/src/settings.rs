@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use alluvium_change::TableId;
 
+use crate::owned::app_id;
+
 /// How data files are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -184,7 +186,7 @@ impl Owner {
     /// The `txn` application id that carries the table's position.
     #[must_use]
     pub fn app_id(&self) -> String {
-        format!("alluvium/{}/{}/{}", self.pipeline, self.source, self.table)
+        app_id(&self.pipeline, &self.source, &self.table)
     }
 }
 

@@ -45,7 +45,7 @@ impl fmt::Display for Moment {
 /// Takes the phrases out of `tokens`, white space included in them.
 ///
 /// # Errors
-/// `SQL`: what comes after `AS OF` is no version, time or position, or no table's name comes before it.
+/// `SQL`: what comes after `AS OF` is no version or time, or no table's name comes before it.
 pub(crate) fn take_moments(
     tokens: Vec<TokenWithSpan>,
 ) -> Result<(Vec<TokenWithSpan>, Vec<TableAsOf>)> {

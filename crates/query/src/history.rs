@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use alluvium_change::{Error, code};
-use alluvium_lake::read::{CommitEntry, History};
+use alluvium_lake::read::{self, CommitEntry, History};
 use arrow::array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
@@ -90,26 +90,32 @@ impl PartitionStream for Commits {
 
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (dir, schema) = (self.dir.clone(), Arc::clone(&self.schema));
-        let opened = stream::once(blocking(move || Ok(Arc::new(History::of(&dir)?))));
-        let batches = opened.and_then(move |history| {
-            let schema = Arc::clone(&schema);
-            let versions: Vec<u64> = history.versions().rev().collect();
-            let parts: Vec<Vec<u64>> = versions.chunks(COMMITS).map(<[u64]>::to_vec).collect();
-            let read = move |part: Vec<u64>| {
-                let (history, schema) = (Arc::clone(&history), Arc::clone(&schema));
-                async move {
-                    let entries = blocking(move || {
-                        part.iter()
-                            .map(|version| {
-                                Ok((history.entry(*version)?, history.can_read(*version)))
-                            })
-                            .collect::<alluvium_change::Result<Vec<_>>>()
-                    });
-                    rows(&entries.await?, schema)
-                }
-            };
-            futures::future::ready(Ok(stream::iter(parts).then(read)))
-        });
+        let opened = stream::once(blocking(move || {
+            let source_table = read::source_table(&dir)?;
+            Ok((Arc::new(History::of(&dir)?), source_table.map(Arc::from)))
+        }));
+        let batches = opened.and_then(
+            move |(history, source_table): (Arc<History>, Option<Arc<str>>)| {
+                let schema = Arc::clone(&schema);
+                let versions: Vec<u64> = history.versions().rev().collect();
+                let parts: Vec<Vec<u64>> = versions.chunks(COMMITS).map(<[u64]>::to_vec).collect();
+                let read = move |part: Vec<u64>| {
+                    let (history, schema) = (Arc::clone(&history), Arc::clone(&schema));
+                    let source_table = source_table.clone();
+                    async move {
+                        let entries = blocking(move || {
+                            part.iter()
+                                .map(|version| {
+                                    Ok((history.entry(*version)?, history.can_read(*version)))
+                                })
+                                .collect::<alluvium_change::Result<Vec<_>>>()
+                        });
+                        rows(&entries.await?, source_table.as_deref(), schema)
+                    }
+                };
+                futures::future::ready(Ok(stream::iter(parts).then(read)))
+            },
+        );
         Box::pin(RecordBatchStreamAdapter::new(
             Arc::clone(&self.schema),
             Box::pin(batches.try_flatten()),
@@ -126,7 +132,11 @@ async fn blocking<T: Send + 'static>(
         .map_err(external)
 }
 
-fn rows(entries: &[(CommitEntry, bool)], schema: SchemaRef) -> Result<RecordBatch> {
+fn rows(
+    entries: &[(CommitEntry, bool)],
+    source_table: Option<&str>,
+    schema: SchemaRef,
+) -> Result<RecordBatch> {
     let commits = || entries.iter().map(|(entry, _)| entry);
     // Delta counts in signed integers.
     let number = |of: fn(&CommitEntry) -> Option<u64>| -> ArrayRef {
@@ -138,12 +148,16 @@ fn rows(entries: &[(CommitEntry, bool)], schema: SchemaRef) -> Result<RecordBatc
     };
     let times = commits().map(|entry| entry.time_ms.and_then(|ms| ms.checked_mul(1000)));
     let times: TimestampMicrosecondArray = times.collect();
+    let positions = commits().map(|entry| {
+        let position = read::position_of(source_table?, &entry.txns)?;
+        Some(position.to_string())
+    });
     let columns: Vec<ArrayRef> = vec![
         number(|entry| Some(entry.version)),
         Arc::new(times.with_timezone("UTC")),
         text(|entry| entry.operation.clone()),
         text(|entry| entry.program.clone()),
-        text(|entry| entry.position.map(|lsn| lsn.to_string())),
+        Arc::new(positions.collect::<StringArray>()),
         Arc::new(
             commits()
                 .map(|entry| Some(entry.changes_rows))

@@ -8,9 +8,6 @@ use serde::Serialize;
 
 use crate::catalog::decode_table_name;
 
-/// The property in which a table says what it mirrors.
-const SOURCE_TABLE: &str = "alluvium.table";
-
 /// One table at its last commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableInfo {
@@ -52,28 +49,13 @@ fn info(layer: &str, dir_name: &str, version: &read::TableVersion) -> TableInfo 
     TableInfo {
         layer: layer.to_owned(),
         name: decode_table_name(dir_name),
-        source_table: version.properties.get(SOURCE_TABLE).cloned(),
+        source_table: version.source_table().map(str::to_owned),
         version: version.version,
         rows: total(|file| file.num_rows).saturating_sub(deleted_rows),
         files: version.files.len() as u64,
         size_bytes: total(|file| file.size_bytes),
         deleted_rows,
         last_commit_time_ms: version.commit_time_ms,
-        position_lsn: position(version),
+        position_lsn: version.position(),
     }
-}
-
-/// Everything up to here is in the table; none before its copy is complete.
-fn position(version: &read::TableVersion) -> Option<Lsn> {
-    let source_table = version.properties.get(SOURCE_TABLE)?;
-    // alluvium/<pipeline>/<source>/<schema>.<table>; longer ids are notes of the same table.
-    let is_position = |app_id: &str| {
-        let rest = app_id
-            .strip_prefix("alluvium/")
-            .and_then(|rest| rest.strip_suffix(source_table));
-        rest.is_some_and(|rest| rest.matches('/').count() == 2 && rest.ends_with('/'))
-    };
-    let mark = version.txns.iter().find(|(app_id, _)| is_position(app_id));
-    mark.filter(|(_, position)| **position > 0)
-        .map(|(_, position)| Lsn::from_txn_version(*position))
 }

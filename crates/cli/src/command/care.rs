@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use alluvium_change::{Error, Result, TableId, code};
-use alluvium_lake::read::{TableName, list_tables, open_table};
-use alluvium_lake::{RestingTable, look_for_unneeded};
+use alluvium_lake::read::{TableName, list_tables, open_table, source_table};
+use alluvium_lake::{RestingTable, app_id, look_for_unneeded};
 use alluvium_pipeline::project::Project;
 use alluvium_pipeline::requests::{CareKind, ask_care};
 use alluvium_pipeline::{LakeLock, project, run};
@@ -47,8 +47,7 @@ impl Work {
         let wanted: Vec<String> = wanted.iter().map(qualified).collect();
         let mut tables = Vec::new();
         for name in list_tables(&project.lake_path)? {
-            let properties = open_table(&name.dir, None)?.properties;
-            let Some(source) = properties.get("alluvium.table").cloned() else {
+            let Some(source) = source_table(&name.dir)? else {
                 continue;
             };
             if wanted.is_empty() || wanted.contains(&source) {
@@ -69,7 +68,7 @@ impl Work {
         let Project {
             pipeline, source, ..
         } = &self.project;
-        let app_id = |table: &str| format!("alluvium/{pipeline}/{}/{table}", source.name);
+        let app_id = |table: &str| app_id(pipeline, &source.name, table);
         RestingTable::open(&table.name, &run::lake_settings(&self.project), &app_id)
     }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use alluvium_change::{Result, failpoint};
 use delta_kernel::snapshot::{Snapshot, SnapshotRef};
 
-use super::committer::log_dir;
 use super::engine::{Engine, kernel_error};
+use super::files::log_dir;
 use super::table::DeltaTable;
 
 static WRITING: Mutex<()> = Mutex::new(());

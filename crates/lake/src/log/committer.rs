@@ -15,6 +15,7 @@ use delta_kernel::engine_data::FilteredEngineData;
 use delta_kernel::{Engine, FileMeta, KernelError, KernelResult, KernelResultIterator};
 use serde_json::{Map, Value, json};
 
+use super::files::{commit_path, log_dir};
 use crate::fs::{self as durable, Link, TEMPORARY_SUFFIX};
 
 /// What the log says of an added file beyond what the kernel knows.
@@ -77,8 +78,9 @@ impl DurableCommitter {
                 let mut action = parse(line)?;
                 if let Some(remove) = action.get_mut("remove").and_then(Value::as_object_mut) {
                     // Bounds are of no use any more; how many rows went is told by `history`.
-                    let stats = remove.remove("stats").and_then(|stats| counted(&stats));
-                    remove.extend(stats.map(|stats| ("stats".to_owned(), stats)));
+                    if let Some(Value::String(stats)) = remove.remove("stats") {
+                        insert_count(remove, &stats);
+                    }
                     // The clock that cleaning goes by.
                     remove.insert("deletionTimestamp".to_owned(), now_ms().into());
                     self.tell_data_change(remove);
@@ -87,7 +89,7 @@ impl DurableCommitter {
             } else if line.starts_with(b"{\"commitInfo\"") && self.copied_rows > 0 {
                 let mut action = parse(line)?;
                 if let Some(info) = action.get_mut("commitInfo").and_then(Value::as_object_mut) {
-                    info.insert("operationMetrics".to_owned(), metrics(self.copied_rows));
+                    insert_metrics(info, self.copied_rows);
                 }
                 completed.extend_from_slice(action.to_string().as_bytes());
             } else {
@@ -128,16 +130,21 @@ impl DurableCommitter {
     }
 }
 
-/// The number of rows alone, of a file's statistics.
-pub(super) fn counted(stats: &Value) -> Option<Value> {
-    let stats: Value = serde_json::from_str(stats.as_str()?).ok()?;
-    let rows = stats.get("numRecords")?.as_u64()?;
-    Some(json!({"numRecords": rows}).to_string().into())
+/// Of a removed file's statistics, the number of rows alone.
+pub(super) fn insert_count(remove: &mut Map<String, Value>, stats: &str) {
+    let stats: Option<Value> = serde_json::from_str(stats).ok();
+    if let Some(rows) = stats.as_ref().and_then(|stats| stats.get("numRecords")) {
+        let stats = json!({"numRecords": rows}).to_string();
+        remove.insert("stats".to_owned(), stats.into());
+    }
 }
 
 /// As Delta's `MERGE` tells of them: numbers are text.
-pub(super) fn metrics(copied_rows: u64) -> Value {
-    json!({COPIED_ROWS: copied_rows.to_string()})
+pub(super) fn insert_metrics(info: &mut Map<String, Value>, copied_rows: u64) {
+    if copied_rows > 0 {
+        let metrics = json!({COPIED_ROWS: copied_rows.to_string()});
+        info.insert("operationMetrics".to_owned(), metrics);
+    }
 }
 
 /// Rows that a commit left as they were, in files that it wrote anew.
@@ -179,16 +186,6 @@ impl Committer for DurableCommitter {
     fn publish(&self, _engine: &dyn Engine, _publish: PublishMetadata) -> KernelResult<()> {
         Ok(())
     }
-}
-
-/// The log of the table in `dir`.
-pub(super) fn log_dir(dir: &Path) -> PathBuf {
-    dir.join("_delta_log")
-}
-
-/// The file of commit `version`.
-pub(super) fn commit_path(dir: &Path, version: u64) -> PathBuf {
-    log_dir(dir).join(format!("{version:020}.json"))
 }
 
 /// Writes the file of commit `version`, unless there is one.

@@ -14,13 +14,12 @@ use delta_kernel::snapshot::Snapshot;
 use serde_json::{Value, json};
 
 use super::commit::{Commit, MOST_TRIES, NewFile, OWN_COMMIT, own_mark};
-use super::committer::commit_path;
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
+use super::files::read_commit;
 use super::metadata::{add_action, commit_info, remove_action};
 use super::rows::LiveFile;
 use super::table::{DeltaTable, foreign};
-use crate::fs::io_error;
 use crate::{ForeignWriters, write::check_file};
 
 /// What became of commits that are not ours.
@@ -158,11 +157,7 @@ impl DeltaTable {
     fn foreign_commits(&self, ours: u64) -> Result<Foreign> {
         let mut foreign = Foreign::default();
         for version in ours + 1..=self.version() {
-            let path = commit_path(&self.dir, version);
-            let text = std::fs::read(&path).map_err(|e| io_error("read", &path, e))?;
-            for line in text.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()) {
-                let action = serde_json::from_slice(line)
-                    .map_err(|e| crate::fs::corrupt(&path, "a line is not JSON").with_source(e))?;
+            for action in read_commit(&self.dir, version)? {
                 foreign.take(&action);
             }
         }

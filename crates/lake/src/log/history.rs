@@ -4,15 +4,15 @@
 //! <https://github.com/delta-io/delta/blob/master/PROTOCOL.md>. Invariant: what the log does not say is
 //! none, never zero.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use alluvium_change::{Error, Lsn, Result, code};
+use alluvium_change::{Error, Result, code};
 use serde_json::Value;
 
-use super::committer::{COPIED_ROWS, commit_path, log_dir};
-use crate::fs::{corrupt, io_error};
+use super::committer::COPIED_ROWS;
+use super::files::{LogFile, log_files, read_commit};
 
 /// One commit of a Delta table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub struct CommitEntry {
     pub operation: Option<String>,
     /// That committed.
     pub program: Option<String>,
-    /// Every transaction of the source that committed at or before this is in the table, where the commit says so.
-    pub position: Option<Lsn>,
+    /// Application ids and their new versions: see [`crate::read::position_of`].
+    pub txns: BTreeMap<String, i64>,
     /// Whether rows are other rows afterwards; not so where files were only written anew.
     pub changes_rows: bool,
     pub files_added: u64,
@@ -50,23 +50,13 @@ impl History {
     /// # Errors
     /// The log cannot be read.
     pub fn of(dir: &Path) -> Result<Self> {
-        let log = log_dir(dir);
-        let failed = |e| io_error("read", &log, e);
         let (mut commits, mut checkpoints) = (BTreeSet::new(), BTreeSet::new());
-        for entry in std::fs::read_dir(&log).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some((version, kind)) = name.to_str().and_then(|name| name.split_at_checked(20))
-            else {
-                continue;
+        for (version, kind) in log_files(dir)? {
+            match kind {
+                LogFile::Commit => commits.insert(version),
+                LogFile::Checkpoint | LogFile::OtherCheckpoint => checkpoints.insert(version),
+                LogFile::Other => false,
             };
-            let Ok(version) = version.parse() else {
-                continue;
-            };
-            if kind == ".json" {
-                commits.insert(version);
-            } else if kind.starts_with(".checkpoint.") && kind.ends_with(".parquet") {
-                checkpoints.insert(version);
-            }
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -118,19 +108,12 @@ impl History {
             // All before `low` are; `high` and all after it are not. One that cannot tell is as the one before it.
             while low < high {
                 let middle = low + (high - low) / 2;
-                let mut told = None;
-                let mut at = middle;
-                while told.is_none() && at >= low {
-                    told = is(&self.entry(at)?);
-                    if told.is_none() {
-                        match at.checked_sub(1) {
-                            Some(before) => at = before,
-                            None => break,
-                        }
-                    }
-                }
-                match told {
-                    Some(false) => high = at,
+                let told = (low..=middle).rev().find_map(|at| match self.entry(at) {
+                    Ok(entry) => Some(Ok((at, is(&entry)?))),
+                    Err(error) => Some(Err(error)),
+                });
+                match told.transpose()? {
+                    Some((at, false)) => high = at,
                     _ => low = middle + 1,
                 }
             }
@@ -161,15 +144,8 @@ impl History {
     /// # Errors
     /// It cannot be read.
     pub fn entry(&self, version: u64) -> Result<CommitEntry> {
-        let path = commit_path(&self.dir, version);
-        let text = std::fs::read(&path).map_err(|e| io_error("read", &path, e))?;
         let mut commit = Actions::default();
-        for line in text
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            let action = serde_json::from_slice(line)
-                .map_err(|e| corrupt(&path, "a line is not JSON").with_source(e))?;
+        for action in read_commit(&self.dir, version)? {
             commit.take(&action);
         }
         Ok(commit.entry(version))
@@ -239,13 +215,8 @@ impl Actions {
             self.copied_rows = copied.unwrap_or_default();
         }
         if let Some(txn) = action.get("txn") {
-            // alluvium/<pipeline>/<source>/<schema>.<table>; what else is kept of a table has a fifth part.
-            let id = text(txn, "appId").unwrap_or_default();
-            if id.starts_with("alluvium/") && id.split('/').count() == 4 {
-                let position = txn.get("version").and_then(Value::as_i64);
-                let position = position.filter(|position| *position > 0);
-                self.entry.position = position.map(Lsn::from_txn_version);
-            }
+            let version = txn.get("version").and_then(Value::as_i64);
+            self.entry.txns.extend(text(txn, "appId").zip(version));
         }
         for (kind, files) in [("add", &mut self.added), ("remove", &mut self.removed)] {
             if let Some(file) = action.get(kind) {
@@ -292,6 +263,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use serde_json::json;
 
+    use super::super::files::{commit_path, log_dir};
     use super::*;
 
     /// Commits at these times; none where a commit says none.
@@ -374,7 +346,11 @@ mod tests {
         ]);
         let expected = CommitEntry {
             version: 9,
-            position: Some(Lsn(0x1_0000_0000)),
+            txns: [
+                ("alluvium/p/s/public.t".to_owned(), 0x1_0000_0000),
+                ("alluvium/p/s/public.t/copy_last".to_owned(), 1),
+            ]
+            .into(),
             changes_rows: true,
             files_added: 1,
             files_removed: 1,

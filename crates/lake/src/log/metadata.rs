@@ -13,7 +13,7 @@ use delta_kernel::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
 
 use super::commit::{Commit, Committed, NewFile, OWN_COMMIT, own_mark};
-use super::committer::{counted, metrics, write_commit};
+use super::committer::{insert_count, insert_metrics, write_commit};
 use super::deletion_vector::Descriptor;
 use super::engine::kernel_error;
 use super::mapping;
@@ -39,8 +39,8 @@ impl DeltaTable {
         let vectors = self.write_vectors(commit)?;
         let now = now_ms();
         let mut info = commit_info(operation, now);
-        if let (true, Some(info)) = (commit.copied_rows > 0, info.as_object_mut()) {
-            info.insert("operationMetrics".to_owned(), metrics(commit.copied_rows));
+        if let Some(info) = info.as_object_mut() {
+            insert_metrics(info, commit.copied_rows);
         }
         let mut actions = vec![json!({"commitInfo": info})];
         actions.extend(self.protocol_action(schema, &[])?);
@@ -281,9 +281,8 @@ pub(super) fn remove_action(file: &LiveFile, now: i64) -> Value {
         "partitionValues": {},
         "size": file.size_bytes,
     });
-    let stats = counted(&file.stats.as_ref().into());
-    if let (Some(stats), Some(remove)) = (stats, remove.as_object_mut()) {
-        remove.insert("stats".to_owned(), stats);
+    if let Some(remove) = remove.as_object_mut() {
+        insert_count(remove, &file.stats);
     }
     insert_vector(&mut remove, file.deletion_vector.as_ref());
     json!({"remove": remove})

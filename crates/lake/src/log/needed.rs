@@ -14,8 +14,8 @@ use delta_kernel::snapshot::{Snapshot, SnapshotRef};
 use url::Url;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::committer::log_dir;
 use super::engine::{Engine, kernel_error};
+use super::files::log_dir;
 use super::table::DeltaTable;
 
 /// Names of files in a table's directory. As hashes: where two are the same, a file stays too long.

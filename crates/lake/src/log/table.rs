@@ -15,8 +15,9 @@ use delta_kernel::transaction::create_table::create_table;
 use roaring::RoaringTreemap;
 use url::Url;
 
-use super::committer::{DurableCommitter, log_dir, remove_temporary_files};
+use super::committer::{DurableCommitter, remove_temporary_files};
 use super::engine::{Engine, engine, kernel_error, table_url};
+use super::files::{LogFile, log_dir, log_files};
 use super::mapping;
 use super::rows::{LiveFile, read_files};
 use super::schema::{to_arrow, to_delta};
@@ -43,26 +44,9 @@ pub(crate) struct DeltaTable {
 impl DeltaTable {
     /// Whether `dir` holds a Delta table: a log with a commit or a checkpoint.
     pub(crate) fn exists(dir: &Path) -> Result<bool> {
-        let log = log_dir(dir);
-        let entries = match std::fs::read_dir(&log) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(durable::io_error("read", &log, e)),
-        };
-        for entry in entries {
-            let name = entry
-                .map_err(|e| durable::io_error("read", &log, e))?
-                .file_name();
-            let name = name.to_string_lossy();
-            // Not what a crash within the first commit leaves: its temporary file.
-            let ends = [".json", ".parquet"]
-                .into_iter()
-                .any(|end| name.ends_with(end));
-            if name.starts_with(|c: char| c.is_ascii_digit()) && ends {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        // Not what a crash within the first commit leaves: its temporary file.
+        let files = log_files(dir)?;
+        Ok(files.iter().any(|(_, kind)| *kind != LogFile::Other))
     }
 
     /// Creates an empty table.

@@ -15,7 +15,7 @@ use alluvium_change::surroundings::now_ms;
 use alluvium_change::{Result, failpoint};
 
 use crate::fs::{self as durable, io_error};
-use crate::log::{CHANGES_DIR, DeltaTable, Names, TableAt, name_hash};
+use crate::log::{CHANGES_DIR, DeltaTable, LogFile, Names, TableAt, name_hash};
 use crate::{LakeSettings, RetentionSettings};
 
 /// Finds and removes what one table does not need any more; runs on any thread.
@@ -113,7 +113,8 @@ impl CleaningJob {
             known: std::mem::take(&mut self.known),
             ..Cleaned::default()
         };
-        for file in log.iter().filter(|file| plan.remove.contains(&file.name)) {
+        let log = log.iter().map(|entry| &entry.file);
+        for file in log.filter(|file| plan.remove.contains(&file.name)) {
             cleaned.log_files.push(table.log_dir().join(&file.name));
             cleaned.log_bytes += file.bytes;
         }
@@ -204,43 +205,23 @@ fn read_dir(dir: &Path) -> Result<Vec<DirEntry>> {
 
 /// A file of the log that belongs to a version.
 #[derive(Debug, Clone)]
-struct LogFile {
-    name: String,
-    bytes: u64,
+struct LogEntry {
+    file: DirEntry,
     version: u64,
-    kind: Kind,
-    modified_ms: i64,
+    kind: LogFile,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Commit,
-    /// In one file: other forms are not relied on.
-    Checkpoint,
-    /// Checksums, and what else is of a version.
-    Other,
-}
-
-fn read_log(dir: &Path) -> Result<Vec<LogFile>> {
+fn read_log(dir: &Path) -> Result<Vec<LogEntry>> {
     let entries = read_dir(dir)?;
-    Ok(entries.into_iter().filter_map(log_file).collect())
+    Ok(entries.into_iter().filter_map(log_entry).collect())
 }
 
-fn log_file(entry: DirEntry) -> Option<LogFile> {
-    let (version, rest) = entry.name.split_at_checked(20)?;
-    let version = version.parse().ok()?;
-    let kind = match rest {
-        ".json" => Kind::Commit,
-        ".checkpoint.parquet" => Kind::Checkpoint,
-        _ if rest.starts_with('.') => Kind::Other,
-        _ => return None,
-    };
-    Some(LogFile {
+fn log_entry(file: DirEntry) -> Option<LogEntry> {
+    let (version, kind) = LogFile::of_name(&file.name)?;
+    Some(LogEntry {
+        file,
         version,
         kind,
-        name: entry.name,
-        bytes: entry.bytes,
-        modified_ms: entry.modified_ms,
     })
 }
 
@@ -256,7 +237,7 @@ struct LogPlan {
 
 /// Pure. `newest` is the last checkpoint that the table's owner goes by.
 fn plan_log(
-    log: &[LogFile],
+    log: &[LogEntry],
     newest: Option<u64>,
     retention: &RetentionSettings,
     now_ms: i64,
@@ -267,14 +248,16 @@ fn plan_log(
     // A version's time is its commit's; a checkpoint is written later.
     let mut times: BTreeMap<u64, i64> = BTreeMap::new();
     for file in log {
-        if file.kind != Kind::Other {
-            let time = times.entry(file.version).or_insert(file.modified_ms);
-            *time = (*time).min(file.modified_ms);
+        if matches!(file.kind, LogFile::Commit | LogFile::Checkpoint) {
+            let modified_ms = file.file.modified_ms;
+            let time = times.entry(file.version).or_insert(modified_ms);
+            *time = (*time).min(modified_ms);
         }
     }
+    // In other forms they are not relied on.
     let checkpoints: BTreeSet<u64> = log
         .iter()
-        .filter(|file| file.kind == Kind::Checkpoint && Some(file.version) <= newest)
+        .filter(|file| file.kind == LogFile::Checkpoint && Some(file.version) <= newest)
         .map(|file| file.version)
         .collect();
     let is_old = |version: &u64| {
@@ -297,11 +280,11 @@ fn plan_log(
             old.insert(*version);
         }
     }
-    let stays = |file: &LogFile| file.version >= first || old.contains(&file.version);
+    let stays = |file: &LogEntry| file.version >= first || old.contains(&file.version);
     let remove = log.iter().filter(|file| !stays(file));
     LogPlan {
         first: Some(first),
-        remove: remove.map(|file| file.name.clone()).collect(),
+        remove: remove.map(|entry| entry.file.name.clone()).collect(),
         old,
     }
 }
@@ -314,7 +297,7 @@ mod tests {
     const DAY_MS: i64 = 24 * HOUR_MS;
 
     /// A commit each ten minutes, a checkpoint each hour, for so many days.
-    fn log(days: i64) -> Vec<LogFile> {
+    fn log(days: i64) -> Vec<LogEntry> {
         let mut log = Vec::new();
         for version in 0..days * 144 {
             let entry = |end: &str| DirEntry {
@@ -322,10 +305,10 @@ mod tests {
                 bytes: 1,
                 modified_ms: version * HOUR_MS / 6,
             };
-            log.extend(log_file(entry(".json")));
+            log.extend(log_entry(entry(".json")));
             if version % 6 == 0 && version > 0 {
-                log.extend(log_file(entry(".checkpoint.parquet")));
-                log.extend(log_file(entry(".crc")));
+                log.extend(log_entry(entry(".checkpoint.parquet")));
+                log.extend(log_entry(entry(".crc")));
             }
         }
         log
@@ -341,7 +324,7 @@ mod tests {
         assert_eq!(plan.old.iter().copied().collect::<Vec<_>>(), left);
         let kept: BTreeSet<u64> = log
             .iter()
-            .filter(|file| !plan.remove.contains(&file.name))
+            .filter(|entry| !plan.remove.contains(&entry.file.name))
             .map(|file| file.version)
             .collect();
         let expected: BTreeSet<u64> = left.into_iter().chain(1428..1440).collect();
@@ -363,12 +346,9 @@ mod tests {
             let settings = RetentionSettings::default();
             let plan = plan_log(&log, newest, &settings, 100 * DAY_MS);
             let first = newest.unwrap_or_default();
-            for file in log.iter().filter(|file| file.version >= first) {
-                assert!(
-                    !plan.remove.contains(&file.name),
-                    "{newest:?} {}",
-                    file.name
-                );
+            for entry in log.iter().filter(|entry| entry.version >= first) {
+                let name = &entry.file.name;
+                assert!(!plan.remove.contains(name), "{newest:?} {name}");
             }
             assert_eq!(plan.remove.is_empty(), newest != Some(6), "{newest:?}");
         }
@@ -378,17 +358,5 @@ mod tests {
     fn a_young_log_stays_whole() {
         let plan = plan_log(&log(1), Some(138), &RetentionSettings::default(), 0);
         assert_eq!(plan, LogPlan::default());
-    }
-
-    #[test]
-    fn other_files_are_not_of_the_log() {
-        for name in ["_last_checkpoint", "x.tmp", "0000000000000000001x.json"] {
-            let entry = DirEntry {
-                name: name.to_owned(),
-                bytes: 0,
-                modified_ms: 0,
-            };
-            assert!(log_file(entry).is_none(), "{name}");
-        }
     }
 }

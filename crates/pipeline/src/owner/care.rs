@@ -112,6 +112,8 @@ struct Kept {
     cleaned_version: u64,
     /// When it was last seen that it had changed since.
     last_change: Option<Instant>,
+    /// The version at which it has been for so long that all before it are too old.
+    rests_at: Option<u64>,
 }
 
 impl Kept {
@@ -127,6 +129,7 @@ impl Kept {
             clean_at: now + cleaning_every(retention),
             cleaned_version: version,
             last_change: None,
+            rests_at: None,
         }
     }
 }
@@ -349,10 +352,17 @@ impl TableOwner {
 
     fn checkpoint(&mut self, layer: Layer) -> Option<CheckpointJob> {
         let by_hand = self.care.asked_for(CareKind::Checkpoint, layer);
+        // Versions before the last checkpoint alone can go: a table that rests would keep those after it.
+        let rests_at = self.care.of(layer).rests_at;
+        let at_once = |version: u64| by_hand || rests_at == Some(version);
         let silver = self.silver.as_mut();
         let job = match layer {
-            Layer::Bronze => self.bronze.take_checkpoint_job(by_hand),
-            Layer::Silver => silver.and_then(|silver| silver.take_checkpoint_job(by_hand)),
+            Layer::Bronze => self
+                .bronze
+                .take_checkpoint_job(at_once(self.bronze.version())),
+            Layer::Silver => {
+                silver.and_then(|silver| silver.take_checkpoint_job(at_once(silver.version())))
+            }
         };
         let kept = self.care.of(layer);
         kept.checkpointing |= job.is_some();
@@ -427,10 +437,15 @@ impl TableOwner {
             kept.last_change = Some(now);
         }
         kept.cleaning = true;
+        let rests = |age: Duration| {
+            let last = kept.last_change;
+            last.is_none_or(|last| now.duration_since(last) > age)
+        };
+        let rested_at = kept.rests_at;
+        kept.rests_at = rests(retention.all_versions).then_some(version);
         // What was current until the last change is too old so much later.
         let settled = retention.all_versions.max(retention.removed_files) + CLEANING_EVERY;
-        let rests = |last: Instant| now.duration_since(last) > settled;
-        if kept.last_change.is_none_or(rests) {
+        if rested_at == Some(version) && rests(settled) {
             kept.clean_at = now + RESTING_EVERY;
         }
         let before = kept.cleaned.take();
@@ -535,6 +550,7 @@ impl TableOwner {
             Ok(0) => Vec::new(),
             Ok(files) => {
                 tracing::debug!(table = %self.table.schema.id, files, "old changes forgotten");
+                self.tell_status();
                 Vec::new()
             }
             Err(error) => self.bronze_failed(error),
@@ -562,6 +578,7 @@ impl TableOwner {
                 Ok(version) => {
                     tracing::debug!(table = %self.table.schema.id, ?layer, ?version, "compacted");
                     self.note(|status| status.compactions += u64::from(version.is_some()));
+                    self.tell_status();
                 }
                 Err(error) if layer == Layer::Silver => return self.failed(error),
                 Err(error) => return self.bronze_failed(error),
