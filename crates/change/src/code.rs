@@ -59,13 +59,25 @@ codes! {
         "check where standard output goes: disk space, rights, a closed pipe";
     SQL "AL-SQL-001" Manual "the query failed",
         "list tables with: alluvium tables";
+    SQL_SYNTAX "AL-SQL-002" Manual "the query is not SQL",
+        "check the statement's syntax";
+    SQL_TABLE "AL-SQL-003" Manual "the table does not exist",
+        "list tables with: alluvium tables";
+    SQL_COLUMN "AL-SQL-004" Manual "the column does not exist",
+        "see a table's columns with: DESCRIBE <table>";
+    SQL_WRITES "AL-SQL-005" Never "the statement would write",
+        "the lake is written by alluvium run alone; change the data at its source";
+    SQL_ENDED "AL-SQL-006" Manual "the query was ended before it was done",
+        "run it again";
 
     HTTP_LISTEN "AL-HTTP-001" Manual "the HTTP server cannot listen at its address",
         "choose another port: [serve.http] listen = \"127.0.0.1:0\" takes any free one";
     HTTP_REQUEST "AL-HTTP-002" Manual "the HTTP request cannot be answered as it was made",
         "see docs/reference/http.md for what there is";
     HTTP_BUSY "AL-HTTP-003" Backoff "too many queries at the same time",
-        "try again later, or raise [serve.http] sql_concurrency";
+        "try again later, or raise [serve] sql_concurrency";
+    WIRE_LISTEN "AL-WIRE-001" Manual "the PostgreSQL server cannot listen at its address",
+        "choose another port: [serve.pg] listen = \"127.0.0.1:0\" takes any free one";
 
     PG_CONNECT "AL-PG-001" Backoff "the server cannot be reached",
         "check host and port, and that the server is running";

@@ -136,7 +136,7 @@ metrics! {
 
     SQL_QUERIES "alluvium_sql_queries_total" Counter "" [] "Queries over HTTP that were taken up."
         => Samples::Pipeline(|s| whole(s.status.http.queries));
-    SQL_RUNNING "alluvium_sql_running_queries" Gauge "" [] "Queries over HTTP that run now; at most [serve.http] sql_concurrency."
+    SQL_RUNNING "alluvium_sql_running_queries" Gauge "" [] "Queries over HTTP that run now; at most [serve] sql_concurrency."
         => Samples::Pipeline(|s| whole(s.status.http.running_queries));
     SQL_WAITING "alluvium_sql_waiting_queries" Gauge "" [] "Queries over HTTP that wait for their turn."
         => Samples::Pipeline(|s| whole(s.status.http.waiting_queries));

@@ -201,6 +201,15 @@ pub struct HttpStatus {
     pub queries: u64,
 }
 
+/// The server that speaks PostgreSQL's protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PgStatus {
+    /// Where it really listens; none when it does not.
+    pub address: Option<String>,
+    pub connections: u64,
+}
+
 /// The whole pipeline's state.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -226,6 +235,7 @@ pub struct PipelineStatus {
     pub rates: RateStatus,
     pub memory: MemoryStatus,
     pub http: HttpStatus,
+    pub pg: PgStatus,
     pub error: Option<ErrorStatus>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tables: BTreeMap<String, TableStatus>,

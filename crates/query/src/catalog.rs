@@ -83,7 +83,7 @@ impl Listing {
             Some(layer) => format!("{layer}.{table}"),
             None => table.to_owned(),
         };
-        let error = Error::new(&code::SQL, format!("table \"{name}\" does not exist"));
+        let error = Error::new(&code::SQL_TABLE, format!("table \"{name}\" does not exist"));
         let wanted = layer.unwrap_or(DEFAULT_SCHEMA);
         // The schema asked for comes first: of equally near names the first is offered.
         let mut layers: Vec<&str> = read::LAYERS.to_vec();

@@ -20,10 +20,9 @@ pub(crate) fn sql_error(error: &DataFusionError) -> Error {
         DataFusionError::SQL(parser_error, _) => {
             let text = parser_error.to_string();
             plain(
-                &code::SQL,
+                &code::SQL_SYNTAX,
                 text.strip_prefix("sql parser error: ").unwrap_or(&text),
             )
-            .with_hint("check the statement's syntax")
         }
         DataFusionError::ResourcesExhausted(_) => {
             Error::new(&code::MEMORY, "the query needs more memory than it may use")
@@ -125,7 +124,7 @@ fn schema(error: &SchemaError) -> Error {
 
 fn unknown_column(field: &Column, valid: &[Column]) -> Error {
     let error = Error::new(
-        &code::SQL,
+        &code::SQL_COLUMN,
         format!("column \"{}\" does not exist", field.name),
     );
     let of_table = |column: &&Column| field.relation.is_none() || column.relation == field.relation;

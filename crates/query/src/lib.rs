@@ -9,18 +9,21 @@
 mod as_of;
 mod catalog;
 mod coerce;
+mod command;
 mod disjoint;
 mod error;
 mod footer;
 mod history;
 mod live;
 pub mod output;
+pub mod pg;
 mod prune;
 mod session;
 mod table;
 pub mod tables;
 
 pub use catalog::decode_table_name;
+pub use command::{Command, CopyForm, CopyKind};
 pub use session::{
-    Batches, Engine, QueryResult, QuerySettings, Session, Statement, check_condition,
+    Batches, Described, Engine, QueryResult, QuerySettings, Session, Statement, check_condition,
 };

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use alluvium_change::{Error, Result, code};
 use alluvium_lake::SilverView;
-use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProviderList};
-use datafusion::common::DataFusionError;
+use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -27,9 +27,10 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use futures::{Stream, StreamExt};
 
-use crate::as_of::take_moments;
+use crate::as_of::{TableAsOf, take_moments};
 use crate::catalog::{CATALOG, DEFAULT_SCHEMA, LakeCatalog, Listing};
 use crate::coerce::CompareAsFloats;
+use crate::command::parse_all;
 use crate::disjoint::DisjointLists;
 use crate::error::sql_error;
 use crate::history::HistoryFunction;
@@ -94,9 +95,18 @@ impl QueryResult {
     }
 }
 
+/// What a statement needs and answers.
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// The types of `$1`, `$2` and so on, where the statement says them.
+    pub parameters: Vec<Option<DataType>>,
+    /// No columns for a statement that answers nothing.
+    pub schema: SchemaRef,
+}
+
 /// A statement that was parsed.
 #[derive(Debug, Clone)]
-pub struct Statement(ParsedStatement);
+pub struct Statement(pub(crate) ParsedStatement);
 
 /// What the sessions of one program share: memory, and the footers of files that were read.
 #[derive(Clone)]
@@ -155,6 +165,25 @@ impl Engine {
             catalog,
         })
     }
+}
+
+impl Statement {
+    /// The statements of `text`, to see what they ask for. To run them, see [`Session::statements`].
+    ///
+    /// # Errors
+    /// `SQL`.
+    pub fn all_of(text: &str) -> Result<Vec<Self>> {
+        parse(text).map(|(statements, _)| statements)
+    }
+}
+
+/// The statements of a text, and the tables at moments that it names.
+fn parse(text: &str) -> Result<(Vec<Statement>, Vec<TableAsOf>)> {
+    let (tokens, tables) = take_moments(tokens(text)?)?;
+    let parsed = parser(tokens)
+        .and_then(|mut parser| parse_all(&mut parser))
+        .map_err(|error| sql_error(&error))?;
+    Ok((parsed.into_iter().map(Statement).collect(), tables))
 }
 
 static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
@@ -227,20 +256,15 @@ impl Session {
 
     /// The statements of `text`, which are separated by `;`.
     pub fn statements(&self, text: &str) -> Result<Vec<Statement>> {
-        let (tokens, tables) = take_moments(tokens(text)?)?;
-        let parsed = parser(tokens)
-            .and_then(|mut parser| parser.parse_statements())
-            .map_err(|error| sql_error(&error))?;
+        let (statements, tables) = parse(text)?;
         self.catalog.travel(tables);
-        Ok(parsed.into_iter().map(Statement).collect())
+        Ok(statements)
     }
 
-    /// The directories of the silver tables that `sql` names. What cannot be parsed names none: running
-    /// it says why.
+    /// The directories of the silver tables that statements name.
     #[must_use]
-    pub fn silver_tables(&self, sql: &str) -> Vec<String> {
+    pub fn silver_tables(&self, statements: &[&Statement]) -> Vec<String> {
         let state = self.context.state();
-        let statements = self.statements(sql).unwrap_or_default();
         let references = statements
             .iter()
             .filter_map(|statement| state.resolve_table_references(&statement.0).ok())
@@ -273,14 +297,20 @@ impl Session {
 
     /// Plans one statement and starts it; `SET` takes effect at once.
     pub async fn run(&self, statement: &Statement) -> Result<QueryResult> {
-        read_only(&statement.0)?;
-        let state = self.context.state();
-        let plan = match state.statement_to_plan(statement.0.clone()).await {
-            Ok(plan) => plan,
-            Err(error) => return Err(self.explain(&statement.0, &error)),
-        };
-        check_plan(&plan)?;
+        self.run_with(statement, &[]).await
+    }
+
+    /// As [`Self::run`], with arrays of one value each in the places `$1`, `$2` and so on.
+    pub async fn run_with(&self, statement: &Statement, values: &[ArrayRef]) -> Result<QueryResult> {
+        let plan = self.plan(statement).await?;
         let result = async {
+            let plan = match values {
+                [] => plan,
+                values => {
+                    let values = values.iter().map(|value| ScalarValue::try_from_array(value, 0));
+                    plan.with_param_values(values.collect::<std::result::Result<Vec<_>, _>>()?)?
+                }
+            };
             let frame = self.context.execute_logical_plan(plan).await?;
             frame.execute_stream().await
         };
@@ -293,14 +323,38 @@ impl Session {
         })
     }
 
-    /// Runs all statements of `text`, in order; the answers of those that have columns.
+    async fn plan(&self, statement: &Statement) -> Result<LogicalPlan> {
+        read_only(&statement.0)?;
+        let state = self.context.state();
+        let plan = match state.statement_to_plan(statement.0.clone()).await {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.explain(&statement.0, &error)),
+        };
+        check_plan(&plan)?;
+        Ok(plan)
+    }
+
+    /// What a statement needs and answers, without running it.
+    pub async fn describe(&self, statement: &Statement) -> Result<Described> {
+        let plan = self.plan(statement).await?;
+        let types = plan.get_parameter_types().map_err(|error| sql_error(&error))?;
+        let number = |name: &str| name.strip_prefix('$')?.parse::<usize>().ok();
+        let most = types.keys().filter_map(|name| number(name)).max().unwrap_or(0);
+        let of = |nth: usize| types.get(&format!("${nth}")).cloned().flatten();
+        Ok(Described {
+            parameters: (1..=most).map(of).collect(),
+            schema: Arc::new(plan.schema().as_arrow().clone()),
+        })
+    }
+
+    /// Runs statements, in order; the answers of those that have columns.
     ///
     /// All are planned before the first answer is read. To print answers as they come, go through
     /// [`Session::statements`] and [`Session::run`].
-    pub async fn sql_all(&self, text: &str) -> Result<Vec<QueryResult>> {
+    pub async fn run_all(&self, statements: &[Statement]) -> Result<Vec<QueryResult>> {
         let mut results = Vec::new();
-        for statement in self.statements(text)? {
-            let result = self.run(&statement).await?;
+        for statement in statements {
+            let result = self.run(statement).await?;
             if result.has_columns() {
                 results.push(result);
             }
@@ -310,7 +364,12 @@ impl Session {
 
     /// Runs the statements of `text`, of which the last alone may have an answer.
     pub async fn sql(&self, text: &str) -> Result<QueryResult> {
-        let mut results = self.sql_all(text).await?;
+        self.answer(&self.statements(text)?).await
+    }
+
+    /// Runs statements of which the last alone may have an answer.
+    pub async fn answer(&self, statements: &[Statement]) -> Result<QueryResult> {
+        let mut results = self.run_all(statements).await?;
         let last = results.pop();
         if !results.is_empty() {
             return Err(
@@ -365,16 +424,15 @@ fn config(settings: &QuerySettings) -> SessionConfig {
     config
 }
 
-fn refused(what: &str) -> Error {
+pub(crate) fn refused(what: &str) -> Error {
     Error::new(
-        &code::SQL,
+        &code::SQL_WRITES,
         format!("{what} is refused: queries here only read"),
     )
-    .with_hint("the lake is written by alluvium run alone; change the data at its source")
 }
 
 /// Lets reading pass. What it lets pass is checked again as a plan.
-fn read_only(statement: &ParsedStatement) -> Result<()> {
+pub(crate) fn read_only(statement: &ParsedStatement) -> Result<()> {
     match statement {
         ParsedStatement::Statement(statement) => match statement.as_ref() {
             SqlStatement::Query(_)

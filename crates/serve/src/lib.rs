@@ -1,8 +1,8 @@
-//! The HTTP server inside `alluvium run`: metrics, health, status, SQL.
+//! The servers inside `alluvium run`: metrics, health, status and SQL over HTTP, SQL by PostgreSQL's protocol.
 //!
 //! ```text
 //! StatusBoard ──► GET /metrics, /healthz, /api/v1/status
-//! lake ─► query ─► POST /api/v1/sql
+//! lake ─► query ─► POST /api/v1/sql, psql and its kin
 //! ```
 //!
 //! Stands above `pipeline` and `query`, and thin: what is answered is made there. Invariant: nothing
@@ -16,5 +16,6 @@ mod guard;
 mod query;
 mod routes;
 mod server;
+mod wire;
 
 pub use server::Server;

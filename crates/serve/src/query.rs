@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alluvium_change::{Error, Result, code};
-use alluvium_pipeline::project::HttpSettings;
+use alluvium_pipeline::project::SqlSettings;
 use alluvium_pipeline::status::HttpStatus;
 use alluvium_pipeline::views::Views;
 use alluvium_query::output::{Format, Options, Printer};
-use alluvium_query::{Engine, QuerySettings, Session};
+use alluvium_query::{Engine, QueryResult, QuerySettings, Session};
 use axum::body::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Rows are sent when they are so many bytes of JSON. What fails before that has a status of its own.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -46,20 +46,24 @@ pub(crate) struct Queries {
     admitted: Arc<Semaphore>,
     most: [usize; 2],
     taken_up: Arc<AtomicU64>,
+    timeout: Option<Duration>,
+}
+
+/// A place among the queries that run.
+pub(crate) struct Turn {
+    _held: [OwnedSemaphorePermit; 2],
 }
 
 impl Queries {
     pub(crate) fn new(
         runtime: Handle,
         (lake, views): (PathBuf, Views),
-        settings: &HttpSettings,
+        settings: &SqlSettings,
         threads: usize,
     ) -> Result<Self> {
-        let running = usize::try_from(settings.sql_concurrency)
-            .unwrap_or(1)
-            .max(1);
+        let running = usize::try_from(settings.concurrency).unwrap_or(1).max(1);
         let admitted = running * (1 + WAITING_PER_RUNNING);
-        let memory_bytes = usize::try_from(settings.sql_memory_bytes).unwrap_or(usize::MAX);
+        let memory_bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
         let engine = Engine::new(&QuerySettings {
             memory_bytes,
             threads,
@@ -73,17 +77,32 @@ impl Queries {
             admitted: Arc::new(Semaphore::new(admitted)),
             most: [running, admitted],
             taken_up: Arc::new(AtomicU64::new(0)),
+            timeout: settings.timeout,
         })
     }
 
-    /// Runs `sql`. Answers when the first rows are there: they and the rest as one JSON array.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    pub(crate) fn views(&self) -> &Views {
+        &self.views
+    }
+
+    /// After which a query is given up, unless its client says otherwise.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    pub(crate) fn open(&self) -> Result<Session> {
+        self.engine.open(&self.lake)
+    }
+
+    /// Waits until a query may run.
     ///
     /// # Errors
-    /// `HTTP_BUSY`; what the query fails with before its first rows.
-    pub(crate) async fn answer(
-        &self,
-        sql: String,
-    ) -> Result<impl Stream<Item = Piece> + Send + use<>> {
+    /// `HTTP_BUSY`.
+    pub(crate) async fn turn(&self) -> Result<Turn> {
         let busy = || Error::new(&code::HTTP_BUSY, "too many queries wait already");
         let admitted = Arc::clone(&self.admitted)
             .try_acquire_owned()
@@ -94,21 +113,30 @@ impl Queries {
             _ => return Err(busy()),
         };
         self.taken_up.fetch_add(1, Ordering::Relaxed);
+        Ok(Turn { _held: [turn, admitted] })
+    }
+
+    /// Runs `sql`. Answers when the first rows are there: they and the rest as one JSON array.
+    ///
+    /// # Errors
+    /// `HTTP_BUSY`; what the query fails with before its first rows.
+    pub(crate) async fn answer(
+        &self,
+        sql: String,
+    ) -> Result<impl Stream<Item = Piece> + Send + use<>> {
+        let turn = self.turn().await?;
         let (sender, mut receiver) = mpsc::channel(PIECES);
-        let (lake, views, engine, runtime) = (
-            self.lake.clone(),
-            self.views.clone(),
-            self.engine.clone(),
-            self.runtime.clone(),
-        );
+        let queries = self.clone();
         // A thread of its own, because rows are written as text between two waits for more.
         self.runtime.spawn_blocking(move || {
-            let _held_until_the_end = (turn, admitted);
-            runtime.block_on(async {
+            let _held_until_the_end = turn;
+            queries.runtime.block_on(async {
                 let work = async {
-                    let session = engine.open(&lake)?;
-                    session.show(views.of(session.silver_tables(&sql)).await)?;
-                    send_rows(&session, &sql, &sender).await
+                    let session = queries.open()?;
+                    let statements = session.statements(&sql)?;
+                    let named = session.silver_tables(&statements.iter().collect::<Vec<_>>());
+                    session.show(queries.views.of(named).await)?;
+                    send_rows(session.answer(&statements).await?, &sender).await
                 };
                 let outcome = tokio::select! {
                     outcome = work => outcome,
@@ -166,9 +194,8 @@ impl Write for Collected {
     }
 }
 
-/// The rows of the one answer among the statements of `sql`, as JSON.
-async fn send_rows(session: &Session, sql: &str, pieces: &mpsc::Sender<Piece>) -> Result<()> {
-    let mut result = session.sql(sql).await?;
+/// The rows of an answer, as JSON.
+async fn send_rows(mut result: QueryResult, pieces: &mpsc::Sender<Piece>) -> Result<()> {
     let text = Collected::default();
     let mut out = text.clone();
     let options = Options::new(Format::Json);
@@ -197,10 +224,10 @@ mod tests {
     #[test]
     fn more_queries_than_may_wait_are_refused() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let settings = HttpSettings {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            sql_concurrency: 1,
-            sql_memory_bytes: 1 << 20,
+        let settings = SqlSettings {
+            concurrency: 1,
+            memory_bytes: 1 << 20,
+            timeout: None,
         };
         let lake = PathBuf::from("/there/is/no/such/lake");
         let (views, _requests) = Views::new();

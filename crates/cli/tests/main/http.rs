@@ -577,7 +577,7 @@ fn a_query_ends_with_its_client() {
     );
     setup.configure(
         "\"public.*\"",
-        "[serve.http]\nlisten = \"127.0.0.1:0\"\nsql_concurrency = 1\n",
+        "[serve]\nsql_concurrency = 1\n[serve.http]\nlisten = \"127.0.0.1:0\"\n",
     );
     let running = setup.spawn_run();
     let address = address_of(&setup, &running);

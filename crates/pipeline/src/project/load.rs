@@ -104,7 +104,7 @@ pub fn parse(
         lake_path: dir.join(expand(&written.lake.path)?).components().collect(),
         compression: compression(written.lake.compression.as_deref(), file)?,
         source: source_settings(name, source, file, &dir, &expand)?,
-        http: written.serve.settings(&limits, file)?,
+        serve: written.serve.settings(&limits, file, &expand)?,
         limits,
         commit: written.commit,
         maintain: written.maintain.settings(file)?,

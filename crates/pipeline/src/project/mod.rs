@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use load::{load, parse};
 pub use maintain::MaintainSettings;
 pub use names::assign_names;
-pub use serve::HttpSettings;
+pub use serve::{HttpSettings, PgSettings, ServeSettings, SqlSettings};
 pub use template::{InitAnswers, render as render_template};
 
 /// The file's usual name.
@@ -43,8 +43,8 @@ pub struct Project {
     pub limits: Limits,
     pub commit: CommitSettings,
     pub maintain: MaintainSettings,
-    /// The HTTP server inside `alluvium run`, when there is to be one.
-    pub http: Option<HttpSettings>,
+    /// The servers inside `alluvium run`.
+    pub serve: ServeSettings,
     /// By `schema.table`.
     pub tables: BTreeMap<String, TableSettings>,
 }

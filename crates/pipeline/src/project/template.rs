@@ -90,8 +90,18 @@ path = {lake_path}
 # [serve.http]
 # listen = "127.0.0.1:9187"            # port 0 is any free one
 # allow_remote = false                 # needed for an address that other machines can reach
-# sql_concurrency = 4                  # queries at the same time
+
+# A server for psql and everything else that speaks to PostgreSQL, read-only.
+# [serve.pg]
+# listen = "127.0.0.1:5433"
+# [serve.pg.users]                     # needed for an address that other machines can reach
+# grafana = "a password"               # best as a variable of the environment: see docs/reference/config.md
+
+# Queries of both.
+# [serve]
+# sql_concurrency = 4                  # at the same time
 # sql_memory = "256MiB"                # for all of them, on top of [limits] memory; a quarter of that unless set
+# statement_timeout = "5min"           # none unless set
 
 # One table's own settings.
 # [tables."public.orders"]

@@ -277,9 +277,9 @@ fn open_lake(project: &Project) -> Result<Lake> {
 pub fn lake_settings(project: &Project) -> LakeSettings {
     let defaults = LakeSettings::default();
     // Rows are kept for queries only where there may be some.
-    let recent_bytes = match &project.http {
-        Some(_) => usize::try_from(project.limits.memory_bytes / 16).unwrap_or_default(),
-        None => 0,
+    let recent_bytes = match project.serve.answers_queries() {
+        true => usize::try_from(project.limits.memory_bytes / 16).unwrap_or_default(),
+        false => 0,
     };
     LakeSettings {
         compression: project.compression,

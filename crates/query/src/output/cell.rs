@@ -21,10 +21,10 @@ use arrow::datatypes::{
 
 use super::time;
 
-type Write<'a> = Box<dyn Fn(usize, &mut String) + 'a>;
+type Write<'a> = Box<dyn Fn(usize, &mut String) + Send + 'a>;
 
 /// The first item of a row's list and the one after its last.
-type ItemRange<'a> = Box<dyn Fn(usize) -> (usize, usize) + 'a>;
+type ItemRange<'a> = Box<dyn Fn(usize) -> (usize, usize) + Send + 'a>;
 
 /// How the plain text of a value becomes JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ enum JsonForm {
 }
 
 /// The cells of one column of one batch.
-pub(super) struct Cells<'a> {
+pub(crate) struct Cells<'a> {
     /// What is null after looking through dictionaries and runs.
     nulls: Option<NullBuffer>,
     form: JsonForm,
@@ -47,7 +47,7 @@ pub(super) struct Cells<'a> {
 
 impl<'a> Cells<'a> {
     /// Fails for a type that has no text form here (unions).
-    pub(super) fn new(array: &'a dyn Array) -> Result<Self> {
+    pub(crate) fn new(array: &'a dyn Array) -> Result<Self> {
         let (form, write) = writer(array)?;
         Ok(Self {
             nulls: array.logical_nulls(),
@@ -68,7 +68,7 @@ impl<'a> Cells<'a> {
     }
 
     /// The value as JSON.
-    pub(super) fn push_json(&self, row: usize, out: &mut String) {
+    pub(crate) fn push_json(&self, row: usize, out: &mut String) {
         if self.is_null(row) {
             out.push_str("null");
             return;
@@ -395,7 +395,7 @@ fn span(array: &dyn Array) -> Write<'_> {
     }
 }
 
-fn units<'a, T>(array: &'a dyn Array, push: impl Fn(i64, &mut String) + 'a) -> Write<'a>
+fn units<'a, T>(array: &'a dyn Array, push: impl Fn(i64, &mut String) + Send + 'a) -> Write<'a>
 where
     T: ArrowPrimitiveType,
     T::Native: Into<i64>,

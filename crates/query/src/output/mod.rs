@@ -22,7 +22,9 @@
 mod cell;
 mod lines;
 mod table;
-mod time;
+pub(crate) mod time;
+
+pub(crate) use cell::Cells;
 
 use std::io::{self, Write};
 

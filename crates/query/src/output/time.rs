@@ -3,12 +3,12 @@
 //! Own calendar arithmetic: a Delta timestamp reaches the years ±292 000, beyond what common date
 //! libraries print. Years outside 0 to 9999 get a sign, as ISO-8601 asks; year 0 is 1 BC.
 
-use std::fmt::Write as _;
+use std::fmt::Write;
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// Writing to a `String` cannot fail, so the result of `write!` is dropped in this module.
-fn push(out: &mut String, arguments: std::fmt::Arguments<'_>) {
+/// Writing to memory cannot fail, so the result of `write!` is dropped in this module.
+fn push(out: &mut impl Write, arguments: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(arguments);
 }
 
@@ -28,7 +28,7 @@ pub(super) fn date(days: i64, out: &mut String) {
 /// Year, month, day of a day since 1970-01-01, in the proleptic Gregorian calendar.
 ///
 /// Counts in eras of 400 years that start on a 1 March, so that the leap day is a year's last.
-fn civil(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil(days: i64) -> (i64, i64, i64) {
     const DAYS_PER_ERA: i64 = 146_097;
     // From 0000-03-01 to 1970-01-01.
     const EPOCH_SHIFT: i64 = 719_468;
@@ -79,7 +79,8 @@ pub(super) fn time(value: i64, per_second: i64, out: &mut String) {
     clock(whole, rest, per_second, out);
 }
 
-fn clock(seconds: i64, fraction: i64, per_second: i64, out: &mut String) {
+/// `23:59:59.5`, from seconds since midnight and units of the next, `per_second` of them in one.
+pub(crate) fn clock(seconds: i64, fraction: i64, per_second: i64, out: &mut impl Write) {
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     push(
         out,
@@ -89,7 +90,7 @@ fn clock(seconds: i64, fraction: i64, per_second: i64, out: &mut String) {
 }
 
 /// `.5`: the digits a value has and no more; nothing for a whole second.
-fn push_fraction(fraction: i64, per_second: i64, out: &mut String) {
+fn push_fraction(fraction: i64, per_second: i64, out: &mut impl Write) {
     if fraction == 0 {
         return;
     }

@@ -333,8 +333,11 @@ async fn nothing_that_writes_passes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_statements_run_in_order() {
     let (_dir, session) = lake();
+    let statements = session
+        .statements("select 1 as a; ; set time zone = 'UTC'; select 2 as b;")
+        .unwrap();
     let results = session
-        .sql_all("select 1 as a; ; set time zone = 'UTC'; select 2 as b;")
+        .run_all(&statements)
         .await
         .unwrap();
     assert_eq!(results.len(), 2);
