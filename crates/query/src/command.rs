@@ -23,22 +23,36 @@ pub enum Command {
     /// To be planned and run.
     Query,
     /// `BEGIN`; with the isolation levels above `READ COMMITTED` all of it sees one state.
-    Begin { one_state: bool },
+    Begin {
+        one_state: bool,
+    },
     Commit,
     Rollback,
     /// `SAVEPOINT` and its kin: nothing is written that could be taken back.
     Savepoint(&'static str),
     /// None for `DEFAULT` and `RESET`.
-    Set { name: String, value: Option<String> },
+    Set {
+        name: String,
+        value: Option<String>,
+    },
     ResetAll,
     Show(String),
-    Declare { cursor: String, query: Statement },
+    Declare {
+        cursor: String,
+        query: Statement,
+    },
     /// None for all rows.
-    Fetch { cursor: String, rows: Option<u64> },
+    Fetch {
+        cursor: String,
+        rows: Option<u64>,
+    },
     /// None for all.
     Close(Option<String>),
     /// `COPY … TO STDOUT`.
-    Copy { query: Statement, form: CopyForm },
+    Copy {
+        query: Statement,
+        form: CopyForm,
+    },
     Discard,
     /// None for all.
     Deallocate(Option<String>),
@@ -62,11 +76,11 @@ pub enum CopyKind {
 }
 
 /// Parses what comes. `COPY` is PostgreSQL's, not that of DataFusion.
-pub(crate) fn parse_all(parser: &mut DFParser<'_>) -> std::result::Result<Vec<Parsed>, DataFusionError> {
+pub(crate) fn parse_all(
+    parser: &mut DFParser<'_>,
+) -> std::result::Result<Vec<Parsed>, DataFusionError> {
     let mut parsed = VecDeque::new();
-    let is = |parser: &DFParser<'_>, keyword| {
-        matches!(parser.parser.peek_token_ref().token, Token::Word(ref word) if word.keyword == keyword)
-    };
+    let is = |parser: &DFParser<'_>, keyword| matches!(parser.parser.peek_token_ref().token, Token::Word(ref word) if word.keyword == keyword);
     if !is(parser, Keyword::COPY) {
         parsed = parser.parse_statements()?;
     } else {
@@ -97,16 +111,22 @@ impl Statement {
             other => return read_only(other).map(|()| Command::Query),
         };
         Ok(match sql {
-            Sql::StartTransaction { modes, .. } => Command::Begin { one_state: one_state(modes) },
+            Sql::StartTransaction { modes, .. } => Command::Begin {
+                one_state: one_state(modes),
+            },
             Sql::Commit { .. } => Command::Commit,
-            Sql::Rollback { savepoint: None, .. } => Command::Rollback,
+            Sql::Rollback {
+                savepoint: None, ..
+            } => Command::Rollback,
             Sql::Rollback { .. } => Command::Savepoint("ROLLBACK"),
             Sql::Savepoint { .. } => Command::Savepoint("SAVEPOINT"),
             Sql::ReleaseSavepoint { .. } => Command::Savepoint("RELEASE"),
             Sql::Set(set) => settings(set)?,
             Sql::ShowVariable { variable } => show(variable),
             Sql::Declare { stmts } => declare(stmts)?,
-            Sql::Fetch { name, direction, .. } => fetch(name, direction)?,
+            Sql::Fetch {
+                name, direction, ..
+            } => fetch(name, direction)?,
             Sql::Close { cursor } => Command::Close(match cursor {
                 CloseCursor::All => None,
                 CloseCursor::Specific { name } => Some(folded(name)),
@@ -144,25 +164,39 @@ fn one_state(modes: &[TransactionMode]) -> bool {
 }
 
 fn set(name: &str, value: Option<String>) -> Command {
-    Command::Set { name: name.to_lowercase(), value }
+    Command::Set {
+        name: name.to_lowercase(),
+        value,
+    }
 }
 
 fn settings(asked: &Set) -> Result<Command> {
     Ok(match asked {
-        Set::SingleAssignment { variable, values, .. } => {
+        Set::SingleAssignment {
+            variable, values, ..
+        } => {
             let name = variable.to_string();
             if name.starts_with("datafusion.") {
                 return Ok(Command::Query);
             }
             let values: Vec<String> = values.iter().map(text).collect();
             let value = values.join(", ");
-            set(&name, (!value.eq_ignore_ascii_case("default")).then_some(value))
+            set(
+                &name,
+                (!value.eq_ignore_ascii_case("default")).then_some(value),
+            )
         }
         Set::SetTimeZone { value, .. } => set("timezone", Some(text(value))),
-        Set::SetNames { charset_name, .. } => set("client_encoding", Some(charset_name.value.clone())),
+        Set::SetNames { charset_name, .. } => {
+            set("client_encoding", Some(charset_name.value.clone()))
+        }
         Set::SetNamesDefault {} => set("client_encoding", None),
         Set::SetTransaction { modes, .. } => {
-            let level = if one_state(modes) { "repeatable read" } else { "read committed" };
+            let level = if one_state(modes) {
+                "repeatable read"
+            } else {
+                "read committed"
+            };
             set("transaction_isolation", Some(level.to_owned()))
         }
         Set::SetRole { role_name, .. } => set("role", role_name.as_ref().map(folded)),
@@ -173,7 +207,10 @@ fn settings(asked: &Set) -> Result<Command> {
 /// A setting's value without its quotes.
 fn text(value: &Expr) -> String {
     match value {
-        Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text) | Value::DoubleQuotedString(text), .. }) => text.clone(),
+        Expr::Value(ValueWithSpan {
+            value: Value::SingleQuotedString(text) | Value::DoubleQuotedString(text),
+            ..
+        }) => text.clone(),
         Expr::Identifier(name) => name.value.clone(),
         other => other.to_string(),
     }
@@ -191,18 +228,32 @@ fn show(words: &[Ident]) -> Command {
 }
 
 fn query(query: &Query) -> Statement {
-    Statement(Parsed::Statement(Box::new(Sql::Query(Box::new(query.clone())))))
+    Statement(Parsed::Statement(Box::new(Sql::Query(Box::new(
+        query.clone(),
+    )))))
 }
 
 fn declare(declared: &[Declare]) -> Result<Command> {
     match declared {
-        [Declare { names, for_query: Some(of), scroll, .. }] if *scroll != Some(true) => {
-            match names.as_slice() {
-                [name] => Ok(Command::Declare { cursor: folded(name), query: query(of) }),
-                _ => Err(refused("DECLARE of several names")),
-            }
-        }
-        [Declare { scroll: Some(true), .. }] => Err(refused("a cursor that goes back (SCROLL)")),
+        [
+            Declare {
+                names,
+                for_query: Some(of),
+                scroll,
+                ..
+            },
+        ] if *scroll != Some(true) => match names.as_slice() {
+            [name] => Ok(Command::Declare {
+                cursor: folded(name),
+                query: query(of),
+            }),
+            _ => Err(refused("DECLARE of several names")),
+        },
+        [
+            Declare {
+                scroll: Some(true), ..
+            },
+        ] => Err(refused("a cursor that goes back (SCROLL)")),
         _ => Err(refused("DECLARE of anything but a cursor")),
     }
 }
@@ -217,26 +268,47 @@ fn fetch(cursor: &Ident, direction: &FetchDirection) -> Result<Command> {
         }
         _ => return Err(refused("FETCH in any direction but forward")),
     };
-    Ok(Command::Fetch { cursor: folded(cursor), rows })
+    Ok(Command::Fetch {
+        cursor: folded(cursor),
+        rows,
+    })
 }
 
 fn copy(sql: &Sql) -> Result<Command> {
-    let Sql::Copy { source, to: true, target: CopyTarget::Stdout, options, legacy_options, .. } = sql else {
+    let Sql::Copy {
+        source,
+        to: true,
+        target: CopyTarget::Stdout,
+        options,
+        legacy_options,
+        ..
+    } = sql
+    else {
         return Err(refused("COPY of anything but TO STDOUT"));
     };
     let of = match source {
         CopySource::Query(of) => query(of),
-        CopySource::Table { table_name, columns } => {
+        CopySource::Table {
+            table_name,
+            columns,
+        } => {
             let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
             let columns = match columns.is_empty() {
                 true => "*".to_owned(),
                 false => columns.join(", "),
             };
             let text = format!("SELECT {columns} FROM {table_name}");
-            Statement::all_of(&text)?.pop().ok_or_else(|| refused("COPY of nothing"))?
+            Statement::all_of(&text)?
+                .pop()
+                .ok_or_else(|| refused("COPY of nothing"))?
         }
     };
-    let mut form = CopyForm { kind: CopyKind::Text, delimiter: '\t', null: "\\N".to_owned(), header: false };
+    let mut form = CopyForm {
+        kind: CopyKind::Text,
+        delimiter: '\t',
+        null: "\\N".to_owned(),
+        header: false,
+    };
     let named = options.iter().find_map(|option| match option {
         CopyOption::Format(name) => Some(name.value.to_lowercase()),
         _ => None,

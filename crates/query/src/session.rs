@@ -301,13 +301,19 @@ impl Session {
     }
 
     /// As [`Self::run`], with arrays of one value each in the places `$1`, `$2` and so on.
-    pub async fn run_with(&self, statement: &Statement, values: &[ArrayRef]) -> Result<QueryResult> {
+    pub async fn run_with(
+        &self,
+        statement: &Statement,
+        values: &[ArrayRef],
+    ) -> Result<QueryResult> {
         let plan = self.plan(statement).await?;
         let result = async {
             let plan = match values {
                 [] => plan,
                 values => {
-                    let values = values.iter().map(|value| ScalarValue::try_from_array(value, 0));
+                    let values = values
+                        .iter()
+                        .map(|value| ScalarValue::try_from_array(value, 0));
                     plan.with_param_values(values.collect::<std::result::Result<Vec<_>, _>>()?)?
                 }
             };
@@ -337,9 +343,15 @@ impl Session {
     /// What a statement needs and answers, without running it.
     pub async fn describe(&self, statement: &Statement) -> Result<Described> {
         let plan = self.plan(statement).await?;
-        let types = plan.get_parameter_types().map_err(|error| sql_error(&error))?;
+        let types = plan
+            .get_parameter_types()
+            .map_err(|error| sql_error(&error))?;
         let number = |name: &str| name.strip_prefix('$')?.parse::<usize>().ok();
-        let most = types.keys().filter_map(|name| number(name)).max().unwrap_or(0);
+        let most = types
+            .keys()
+            .filter_map(|name| number(name))
+            .max()
+            .unwrap_or(0);
         let of = |nth: usize| types.get(&format!("${nth}")).cloned().flatten();
         Ok(Described {
             parameters: (1..=most).map(of).collect(),

@@ -113,7 +113,9 @@ impl Queries {
             _ => return Err(busy()),
         };
         self.taken_up.fetch_add(1, Ordering::Relaxed);
-        Ok(Turn { _held: [turn, admitted] })
+        Ok(Turn {
+            _held: [turn, admitted],
+        })
     }
 
     /// Runs `sql`. Answers when the first rows are there: they and the rest as one JSON array.

@@ -57,8 +57,9 @@ impl Server {
         let mut serving = Vec::new();
         let within = serve_runtime.enter();
         if let Some(http) = &settings.http {
-            let (listener, address) = listen(http.listen)
-                .map_err(|error| cannot_listen(&code::HTTP_LISTEN, "HTTP", "http", http.listen, &error))?;
+            let (listener, address) = listen(http.listen).map_err(|error| {
+                cannot_listen(&code::HTTP_LISTEN, "HTTP", "http", http.listen, &error)
+            })?;
             let context = Context {
                 board: board.clone(),
                 file: project.file.clone(),
@@ -70,8 +71,9 @@ impl Server {
             tracing::info!(address = %format!("http://{address}"), "serving /metrics, /healthz and /api/v1");
         }
         if let Some(pg) = &settings.pg {
-            let (listener, address) = listen(pg.listen)
-                .map_err(|error| cannot_listen(&code::WIRE_LISTEN, "PostgreSQL", "pg", pg.listen, &error))?;
+            let (listener, address) = listen(pg.listen).map_err(|error| {
+                cannot_listen(&code::WIRE_LISTEN, "PostgreSQL", "pg", pg.listen, &error)
+            })?;
             let shared = Arc::new(wire::Shared::new(pg, queries, board.clone())?);
             serving.push(serve_runtime.spawn(wire::serve(listener, shared, ended)));
             board.update(|status| status.pg.address = Some(address.to_string()));
@@ -126,9 +128,18 @@ async fn serve_http(listener: TcpListener, routes: Router, mut ended: watch::Rec
     }
 }
 
-fn cannot_listen(code: &'static Code, server: &str, section: &str, wanted: SocketAddr, failure: &io::Error) -> Error {
-    let error = Error::new(code, format!("the {server} server cannot listen at \"{wanted}\""))
-        .with_detail(failure.to_string());
+fn cannot_listen(
+    code: &'static Code,
+    server: &str,
+    section: &str,
+    wanted: SocketAddr,
+    failure: &io::Error,
+) -> Error {
+    let error = Error::new(
+        code,
+        format!("the {server} server cannot listen at \"{wanted}\""),
+    )
+    .with_detail(failure.to_string());
     match failure.kind() {
         io::ErrorKind::AddrInUse => error.with_hint(format!(
             "another program has this port (see: ss -ltnp); stop it, or choose another: \

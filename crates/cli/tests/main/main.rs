@@ -27,6 +27,6 @@ mod setup;
 mod spark;
 mod streamed;
 mod travel;
-mod wire;
 mod tuples;
 mod two_phase;
+mod wire;

@@ -7,7 +7,11 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use crate::setup::{Setup, terminate};
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// Where the running pipeline serves.
@@ -22,7 +26,12 @@ pub(crate) fn port_of(setup: &Setup, running: &Alluvium) -> u16 {
 }
 
 pub(crate) async fn connect(config: &str) -> Client {
-    let (client, connection) = config.parse::<Config>().unwrap().connect(NoTls).await.unwrap();
+    let (client, connection) = config
+        .parse::<Config>()
+        .unwrap()
+        .connect(NoTls)
+        .await
+        .unwrap();
     tokio::spawn(connection);
     client
 }
@@ -51,7 +60,12 @@ async fn texts(client: &Client, query: &str) -> Vec<Vec<Option<String>>> {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    rows.map(|row| (0..row.len()).map(|nth| row.get(nth).map(str::to_owned)).collect()).collect()
+    rows.map(|row| {
+        (0..row.len())
+            .map(|nth| row.get(nth).map(str::to_owned))
+            .collect()
+    })
+    .collect()
 }
 
 /// Types and values, in binary.
@@ -60,7 +74,9 @@ async fn binaries(client: &Client, query: &str) -> Vec<Vec<(Type, Raw)>> {
     rows.iter()
         .map(|row| {
             let columns = row.columns().iter().enumerate();
-            columns.map(|(nth, column)| (column.type_().clone(), row.get::<_, Raw>(nth))).collect()
+            columns
+                .map(|(nth, column)| (column.type_().clone(), row.get::<_, Raw>(nth)))
+                .collect()
         })
         .collect()
 }
@@ -81,10 +97,17 @@ const TYPES: &str = "CREATE TABLE t (id int PRIMARY KEY, b bool, i2 smallint, i8
 #[test]
 fn a_client_reads_the_bytes_it_would_read_at_the_source() {
     let pg = PgCluster::start(None, &[]).unwrap();
-    let setup = Setup::on(pg, TYPES, "\"public.*\"", "[serve.pg]\nlisten = \"127.0.0.1:0\"\n");
+    let setup = Setup::on(
+        pg,
+        TYPES,
+        "\"public.*\"",
+        "[serve.pg]\nlisten = \"127.0.0.1:0\"\n",
+    );
     let running = setup.spawn_run();
     let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || setup.status("public.t")["phase"] == "live");
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
     let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
     runtime().block_on(async {
         let source = connect(&setup.pg.url("postgres")).await;
@@ -115,20 +138,39 @@ fn statements_have_parameters_and_settings_and_cursors() {
     let pg = PgCluster::start(None, &[]).unwrap();
     let create = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(10,2));
         INSERT INTO t SELECT g, 'v' || g, g / 4.0 FROM generate_series(1, 20000) g";
-    let setup = Setup::on(pg, create, "\"public.*\"", "[serve.pg]\nlisten = \"127.0.0.1:0\"\n");
+    let setup = Setup::on(
+        pg,
+        create,
+        "\"public.*\"",
+        "[serve.pg]\nlisten = \"127.0.0.1:0\"\n",
+    );
     let running = setup.spawn_run();
     let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || setup.status("public.t")["phase"] == "live");
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
     let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
     runtime().block_on(async {
         let mut lake = connect(&here).await;
-        let row = lake.query_one("SELECT v FROM t WHERE id = $1", &[&17i32]).await.unwrap();
+        let row = lake
+            .query_one("SELECT v FROM t WHERE id = $1", &[&17i32])
+            .await
+            .unwrap();
         assert_eq!(row.get::<_, &str>(0), "v17");
-        let found = lake.query("SELECT id FROM t WHERE v = $1 OR id < $2 ORDER BY id", &[&"v99", &3i32]).await.unwrap();
+        let found = lake
+            .query(
+                "SELECT id FROM t WHERE v = $1 OR id < $2 ORDER BY id",
+                &[&"v99", &3i32],
+            )
+            .await
+            .unwrap();
         let ids: Vec<i32> = found.iter().map(|row| row.get(0)).collect();
         assert_eq!(ids, [1, 2, 99]);
         // A write is refused as a standby refuses it.
-        let error = lake.batch_execute("INSERT INTO t VALUES (0)").await.unwrap_err();
+        let error = lake
+            .batch_execute("INSERT INTO t VALUES (0)")
+            .await
+            .unwrap_err();
         assert_eq!(error.code().unwrap().code(), "25006");
         for (wrong, code) in [
             ("SELECT * FROM nowhere", "42P01"),
@@ -137,13 +179,25 @@ fn statements_have_parameters_and_settings_and_cursors() {
             ("SET nonsense = 1", "42704"),
         ] {
             let error = lake.batch_execute(wrong).await.unwrap_err();
-            assert_eq!(error.code().map(|code| code.code()), Some(code), "{wrong}: {error}");
+            assert_eq!(
+                error.code().map(|code| code.code()),
+                Some(code),
+                "{wrong}: {error}"
+            );
         }
-        lake.batch_execute("SET statement_timeout = '7s'").await.unwrap();
-        assert_eq!(texts(&lake, "SHOW statement_timeout").await, [[Some("7s".to_owned())]]);
+        lake.batch_execute("SET statement_timeout = '7s'")
+            .await
+            .unwrap();
+        assert_eq!(
+            texts(&lake, "SHOW statement_timeout").await,
+            [[Some("7s".to_owned())]]
+        );
         // Portals give rows in parts.
         let transaction = lake.transaction().await.unwrap();
-        let portal = transaction.bind("SELECT id FROM t ORDER BY id", &[]).await.unwrap();
+        let portal = transaction
+            .bind("SELECT id FROM t ORDER BY id", &[])
+            .await
+            .unwrap();
         let (first, second) = (
             transaction.query_portal(&portal, 3).await.unwrap(),
             transaction.query_portal(&portal, 0).await.unwrap(),
@@ -151,8 +205,13 @@ fn statements_have_parameters_and_settings_and_cursors() {
         assert_eq!((first.len(), second.len()), (3, 19_997));
         assert_eq!(second[0].get::<_, i32>(0), 4);
         transaction.commit().await.unwrap();
-        lake.batch_execute("BEGIN; DECLARE c CURSOR FOR SELECT id FROM t ORDER BY id").await.unwrap();
-        assert_eq!(texts(&lake, "FETCH 2 FROM c").await, [[Some("1".to_owned())], [Some("2".to_owned())]]);
+        lake.batch_execute("BEGIN; DECLARE c CURSOR FOR SELECT id FROM t ORDER BY id")
+            .await
+            .unwrap();
+        assert_eq!(
+            texts(&lake, "FETCH 2 FROM c").await,
+            [[Some("1".to_owned())], [Some("2".to_owned())]]
+        );
         assert_eq!(texts(&lake, "FETCH ALL FROM c").await.len(), 19_998);
         lake.batch_execute("COMMIT").await.unwrap();
         let error = lake.batch_execute("FETCH 1 FROM c").await.unwrap_err();
@@ -170,17 +229,32 @@ fn statements_have_parameters_and_settings_and_cursors() {
 #[test]
 fn who_has_no_password_stays_outside_and_what_runs_can_be_ended() {
     let pg = PgCluster::start(None, &[]).unwrap();
-    let create = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)";
+    let create =
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)";
     let more = "[serve.pg]\nlisten = \"127.0.0.1:0\"\nmax_connections = 2\n[serve.pg.users]\nann = \"s3cret\"\n";
     let setup = Setup::on(pg, create, "\"public.*\"", more);
     let running = setup.spawn_run();
     let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || setup.status("public.t")["phase"] == "live");
-    let here = |user: &str, password: &str| format!("host=127.0.0.1 port={port} user={user} password={password} dbname=lake");
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
+    let here = |user: &str, password: &str| {
+        format!("host=127.0.0.1 port={port} user={user} password={password} dbname=lake")
+    };
     runtime().block_on(async {
         for (user, password) in [("ann", "wrong"), ("bob", "s3cret")] {
-            let refused = here(user, password).parse::<Config>().unwrap().connect(NoTls).await.err().unwrap();
-            assert_eq!(refused.code().map(|code| code.code()), Some("28P01"), "{refused:?}");
+            let refused = here(user, password)
+                .parse::<Config>()
+                .unwrap()
+                .connect(NoTls)
+                .await
+                .err()
+                .unwrap();
+            assert_eq!(
+                refused.code().map(|code| code.code()),
+                Some("28P01"),
+                "{refused:?}"
+            );
         }
         let lake = connect(&here("ann", "s3cret")).await;
         // Far too many pairs.
@@ -191,12 +265,20 @@ fn who_has_no_password_stays_outside_and_what_runs_can_be_ended() {
             cancel.cancel_query(NoTls).await.unwrap();
         });
         assert_eq!(ended.0.unwrap_err().code().unwrap().code(), "57014");
-        lake.batch_execute("SET statement_timeout = 300").await.unwrap();
+        lake.batch_execute("SET statement_timeout = 300")
+            .await
+            .unwrap();
         let late = lake.simple_query(endless).await.unwrap_err();
         assert_eq!(late.code().unwrap().code(), "57014");
         assert_eq!(texts(&lake, "SELECT 1").await.len(), 1);
         let _second = connect(&here("ann", "s3cret")).await;
-        let third = here("ann", "s3cret").parse::<Config>().unwrap().connect(NoTls).await.err().unwrap();
+        let third = here("ann", "s3cret")
+            .parse::<Config>()
+            .unwrap()
+            .connect(NoTls)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(third.code().map(|code| code.code()), Some("53300"));
     });
     assert!(!running.stderr().contains("s3cret"));

@@ -49,7 +49,9 @@ struct PgFile {
 /// May hold passwords: never printed.
 impl fmt::Debug for PgFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PgFile").field("listen", &self.listen).finish_non_exhaustive()
+        f.debug_struct("PgFile")
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,12 +129,28 @@ impl ServeFile {
             None => limits.memory_bytes / 4,
             Some(text) => parse_bytes(text).ok_or_else(|| {
                 let message = format!("[serve] sql_memory = \"{text}\" is not a size");
-                value_error(file, &message, "write a number with a unit, such as \"256MiB\"")
+                value_error(
+                    file,
+                    &message,
+                    "write a number with a unit, such as \"256MiB\"",
+                )
             })?,
         };
-        let sql = SqlSettings { concurrency, memory_bytes, timeout: self.statement_timeout };
-        let http = self.http.as_ref().map(|http| http.settings(file)).transpose()?;
-        let pg = self.pg.as_ref().map(|pg| pg.settings(file, expand)).transpose()?;
+        let sql = SqlSettings {
+            concurrency,
+            memory_bytes,
+            timeout: self.statement_timeout,
+        };
+        let http = self
+            .http
+            .as_ref()
+            .map(|http| http.settings(file))
+            .transpose()?;
+        let pg = self
+            .pg
+            .as_ref()
+            .map(|pg| pg.settings(file, expand))
+            .transpose()?;
         Ok(ServeSettings { sql, http, pg })
     }
 }
@@ -159,7 +177,11 @@ impl HttpFile {
 }
 
 impl PgFile {
-    fn settings(&self, file: &Path, expand: &impl Fn(&str) -> Result<String>) -> Result<PgSettings> {
+    fn settings(
+        &self,
+        file: &Path,
+        expand: &impl Fn(&str) -> Result<String>,
+    ) -> Result<PgSettings> {
         let listen = address("[serve.pg]", &self.listen, file)?;
         let users = self.users.iter();
         let users: BTreeMap<String, String> = users
@@ -168,13 +190,19 @@ impl PgFile {
         if !listen.ip().is_loopback() && users.is_empty() {
             return Err(value_error(
                 file,
-                &format!("[serve.pg] listen = \"{listen}\" can be reached from other machines, and anybody would be let in"),
+                &format!(
+                    "[serve.pg] listen = \"{listen}\" can be reached from other machines, and anybody would be let in"
+                ),
                 "name who may come: [serve.pg.users] with grafana = \"${GRAFANA_PASSWORD}\"; or listen on 127.0.0.1",
             ));
         }
         if let Some((name, _)) = users.iter().find(|(_, password)| password.is_empty()) {
             let message = format!("[serve.pg.users] \"{name}\" has an empty password");
-            return Err(value_error(file, &message, "give it one, best as \"${VARIABLE}\" of the environment"));
+            return Err(value_error(
+                file,
+                &message,
+                "give it one, best as \"${VARIABLE}\" of the environment",
+            ));
         }
         let beside = |path: &PathBuf| file.parent().unwrap_or(Path::new(".")).join(path);
         let tls = match (&self.tls_cert, &self.tls_key) {
@@ -190,7 +218,12 @@ impl PgFile {
             let message = "[serve.pg] max_connections cannot be";
             return Err(value_error(file, message, "choose 1 to 10000"));
         }
-        Ok(PgSettings { listen, users, tls, max_connections })
+        Ok(PgSettings {
+            listen,
+            users,
+            tls,
+            max_connections,
+        })
     }
 }
 
@@ -227,9 +260,14 @@ mod tests {
     fn there_is_no_server_unless_asked_for() {
         assert!(!read("").unwrap().serve.answers_queries());
         assert!(!read("[serve]\n").unwrap().serve.answers_queries());
-        let serve = read("[serve.http]\nlisten = \"127.0.0.1:9187\"\n").unwrap().serve;
+        let serve = read("[serve.http]\nlisten = \"127.0.0.1:9187\"\n")
+            .unwrap()
+            .serve;
         assert_eq!(serve.http.unwrap().listen.to_string(), "127.0.0.1:9187");
-        assert_eq!((serve.sql.concurrency, serve.sql.memory_bytes), (4, 1 << 28));
+        assert_eq!(
+            (serve.sql.concurrency, serve.sql.memory_bytes),
+            (4, 1 << 28)
+        );
         for listen in ["localhost:0", "[::1]:0", "127.9.9.9:1"] {
             read(&format!("[serve.http]\nlisten = \"{listen}\"\n")).unwrap();
         }

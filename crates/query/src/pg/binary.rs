@@ -4,7 +4,8 @@ use alluvium_change::{Error, Result, code};
 use arrow::array::{Array, ArrayRef, AsArray, ListArray};
 use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Decimal256Type, Float32Type, Float64Type, Int16Type,
-    Int32Type, Int64Type, IntervalMonthDayNanoType, Time64MicrosecondType, TimestampMicrosecondType,
+    Int32Type, Int64Type, IntervalMonthDayNanoType, Time64MicrosecondType,
+    TimestampMicrosecondType,
 };
 use bytes::{BufMut as _, BytesMut};
 use postgres_types::Type;
@@ -81,7 +82,14 @@ pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind) -> Result<Write<'a>> 
             always(move |row, out| {
                 let value = values.value(row);
                 let (months, days, micros) = (value.months, value.days, value.nanoseconds / 1000);
-                put_interval(Interval { months, days, micros }, out);
+                put_interval(
+                    Interval {
+                        months,
+                        days,
+                        micros,
+                    },
+                    out,
+                );
             })
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => text(array, kind),
@@ -100,8 +108,11 @@ pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind) -> Result<Write<'a>> 
 
 /// The type's first day is later than Delta's.
 fn too_early(kind: &str) -> Error {
-    Error::new(&code::SQL, format!("a {kind} is earlier than PostgreSQL's binary form can say"))
-        .with_hint("cast the column to text in the query")
+    Error::new(
+        &code::SQL,
+        format!("a {kind} is earlier than PostgreSQL's binary form can say"),
+    )
+    .with_hint("cast the column to text in the query")
 }
 
 fn numeric<'a>(text: impl Fn(usize) -> String + Send + 'a) -> Write<'a> {
@@ -154,8 +165,11 @@ fn list<'a>(array: &'a ArrayRef, kind: &Kind) -> Result<Write<'a>> {
     let oid = element.pg.oid();
     Ok(Box::new(move |row, out| {
         let shape = shape(&levels, row).ok_or_else(|| {
-            Error::new(&code::SQL, "an array's parts differ in length, which PostgreSQL's do not")
-                .with_hint("cast the column to text in the query")
+            Error::new(
+                &code::SQL,
+                "an array's parts differ in length, which PostgreSQL's do not",
+            )
+            .with_hint("cast the column to text in the query")
         })?;
         let (lengths, places) = (shape.lengths, shape.first..shape.end);
         out.put_i32(i32::try_from(lengths.len()).unwrap_or_default());
@@ -166,7 +180,9 @@ fn list<'a>(array: &'a ArrayRef, kind: &Kind) -> Result<Write<'a>> {
             const FIRST_INDEX: i32 = 1;
             out.put_i32(FIRST_INDEX);
         }
-        places.into_iter().try_for_each(|item| column.write(item, out))
+        places
+            .into_iter()
+            .try_for_each(|item| column.write(item, out))
     }))
 }
 
@@ -193,9 +209,17 @@ fn shape(levels: &[&ListArray], row: usize) -> Option<Shape> {
         }
         (first, end) = (at(first)?, at(end)?);
         if length == 0 {
-            return Some(Shape { lengths: Vec::new(), first, end: first });
+            return Some(Shape {
+                lengths: Vec::new(),
+                first,
+                end: first,
+            });
         }
         lengths.push(i32::try_from(length).ok()?);
     }
-    Some(Shape { lengths, first, end })
+    Some(Shape {
+        lengths,
+        first,
+        end,
+    })
 }

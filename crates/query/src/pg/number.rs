@@ -26,14 +26,26 @@ impl Interval {
             let (amount, unit) = rest.split_at(end);
             let unit = unit.chars().next()?;
             rest = rest.get(end + 1..)?;
-            let months = |amount: &str, factor: i32| amount.parse::<i32>().ok()?.checked_mul(factor);
-            let micros = |amount: &str, factor: i64| amount.parse::<i64>().ok()?.checked_mul(factor);
+            let months =
+                |amount: &str, factor: i32| amount.parse::<i32>().ok()?.checked_mul(factor);
+            let micros =
+                |amount: &str, factor: i64| amount.parse::<i64>().ok()?.checked_mul(factor);
             match (in_time, unit) {
-                (false, 'Y') => interval.months = interval.months.checked_add(months(amount, 12)?)?,
-                (false, 'M') => interval.months = interval.months.checked_add(months(amount, 1)?)?,
+                (false, 'Y') => {
+                    interval.months = interval.months.checked_add(months(amount, 12)?)?
+                }
+                (false, 'M') => {
+                    interval.months = interval.months.checked_add(months(amount, 1)?)?
+                }
                 (false, 'D') => interval.days = amount.parse().ok()?,
-                (true, 'H') => interval.micros = interval.micros.checked_add(micros(amount, 3_600_000_000)?)?,
-                (true, 'M') => interval.micros = interval.micros.checked_add(micros(amount, 60_000_000)?)?,
+                (true, 'H') => {
+                    interval.micros = interval
+                        .micros
+                        .checked_add(micros(amount, 3_600_000_000)?)?
+                }
+                (true, 'M') => {
+                    interval.micros = interval.micros.checked_add(micros(amount, 60_000_000)?)?
+                }
                 (true, 'S') => interval.micros = interval.micros.checked_add(seconds(amount)?)?,
                 _ => return None,
             }
@@ -50,7 +62,11 @@ fn seconds(text: &str) -> Option<i64> {
     }
     let part: i64 = format!("{fraction:0<6}").parse().ok()?;
     let part = if whole.starts_with('-') { -part } else { part };
-    whole.parse::<i64>().ok()?.checked_mul(1_000_000)?.checked_add(part)
+    whole
+        .parse::<i64>()
+        .ok()?
+        .checked_mul(1_000_000)?
+        .checked_add(part)
 }
 
 /// Microseconds since midnight of `13:45:30.5`.
@@ -103,7 +119,9 @@ pub(super) fn put_numeric(text: &str, out: &mut BytesMut) -> Option<()> {
     let mut groups: Vec<i16> = digits
         .chunks(4)
         .map(|chunk| {
-            let value = chunk.iter().fold(0, |sum, digit| sum * 10 + i16::from(digit - b'0'));
+            let value = chunk
+                .iter()
+                .fold(0, |sum, digit| sum * 10 + i16::from(digit - b'0'));
             (chunk.len()..4).fold(value, |value, _| value * 10)
         })
         .collect();
@@ -114,7 +132,10 @@ pub(super) fn put_numeric(text: &str, out: &mut BytesMut) -> Option<()> {
     }
     let weight = match groups.is_empty() {
         true => 0,
-        false => i16::try_from(before).ok()?.checked_sub(1)?.checked_sub(i16::try_from(leading).ok()?)?,
+        false => i16::try_from(before)
+            .ok()?
+            .checked_sub(1)?
+            .checked_sub(i16::try_from(leading).ok()?)?,
     };
     out.put_i16(i16::try_from(groups.len()).ok()?);
     out.put_i16(weight);
@@ -130,7 +151,9 @@ pub(super) fn put_address(text: &str, is_cidr: bool, out: &mut BytesMut) -> Opti
     // AF_INET and the number after it, whatever the system's.
     const FAMILY_V4: u8 = 2;
     const FAMILY_V6: u8 = 3;
-    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let (address, bits) = text
+        .split_once('/')
+        .map_or((text, None), |(address, bits)| (address, Some(bits)));
     let address: IpAddr = address.parse().ok()?;
     let (family, most) = match address {
         IpAddr::V4(_) => (FAMILY_V4, 32),
@@ -162,7 +185,9 @@ mod tests {
     fn numeric(text: &str) -> Option<Vec<u16>> {
         let mut out = BytesMut::new();
         put_numeric(text, &mut out)?;
-        let words = out.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+        let words = out
+            .chunks(2)
+            .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
         Some(words.collect())
     }
 
@@ -172,7 +197,10 @@ mod tests {
         assert_eq!(numeric("0").unwrap(), [0, 0, 0, 0]);
         assert_eq!(numeric("-0.00").unwrap(), [0, 0, 0, 2]);
         assert_eq!(numeric("1").unwrap(), [1, 0, 0, 0, 1]);
-        assert_eq!(numeric("-12345.678").unwrap(), [3, 1, 0x4000, 3, 1, 2345, 6780]);
+        assert_eq!(
+            numeric("-12345.678").unwrap(),
+            [3, 1, 0x4000, 3, 1, 2345, 6780]
+        );
         assert_eq!(numeric("10000").unwrap(), [1, 1, 0, 0, 1]);
         assert_eq!(numeric("0.0001").unwrap(), [1, 0xFFFF, 0, 4, 1]);
         assert_eq!(numeric("0.00001").unwrap(), [1, 0xFFFE, 0, 5, 1000]);
@@ -185,7 +213,13 @@ mod tests {
 
     #[test]
     fn intervals_keep_months_days_and_time_apart() {
-        let interval = |months, days, micros| Some(Interval { months, days, micros });
+        let interval = |months, days, micros| {
+            Some(Interval {
+                months,
+                days,
+                micros,
+            })
+        };
         for (text, expected) in [
             ("P1Y2M3DT4H5M6.789S", interval(14, 3, 14_706_789_000)),
             ("PT0S", interval(0, 0, 0)),
@@ -219,8 +253,14 @@ mod tests {
             let mut out = BytesMut::new();
             put_address(text, is_cidr, &mut out).map(|()| out.to_vec())
         };
-        assert_eq!(address("10.0.0.1", false).unwrap(), [2, 32, 0, 4, 10, 0, 0, 1]);
-        assert_eq!(address("10.1.0.0/16", true).unwrap(), [2, 16, 1, 4, 10, 1, 0, 0]);
+        assert_eq!(
+            address("10.0.0.1", false).unwrap(),
+            [2, 32, 0, 4, 10, 0, 0, 1]
+        );
+        assert_eq!(
+            address("10.1.0.0/16", true).unwrap(),
+            [2, 16, 1, 4, 10, 1, 0, 0]
+        );
         assert_eq!(address("::1/64", false).unwrap()[..4], [3, 64, 0, 16]);
         assert_eq!(address("10.0.0.1/33", false), None);
         assert_eq!(address("here", false), None);

@@ -6,7 +6,8 @@ use alluvium_change::Result;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Decimal256Type, Float32Type, Float64Type, Int16Type,
-    Int32Type, Int64Type, IntervalMonthDayNanoType, Time64MicrosecondType, TimestampMicrosecondType,
+    Int32Type, Int64Type, IntervalMonthDayNanoType, Time64MicrosecondType,
+    TimestampMicrosecondType,
 };
 use bytes::{BufMut as _, BytesMut};
 use chrono::{DateTime, Offset as _, TimeZone as _, Utc};
@@ -24,7 +25,11 @@ fn push(out: &mut BytesMut, arguments: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(arguments);
 }
 
-pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind, zone: Option<Zone>) -> Result<Write<'a>> {
+pub(super) fn writer<'a>(
+    array: &'a ArrayRef,
+    kind: &Kind,
+    zone: Option<Zone>,
+) -> Result<Write<'a>> {
     Ok(match array.data_type() {
         DataType::Boolean => {
             let values = array.as_boolean();
@@ -65,7 +70,10 @@ pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind, zone: Option<Zone>) -
             let values = array.as_binary::<i32>();
             always(move |row, out| {
                 out.put_slice(b"\\x");
-                values.value(row).iter().for_each(|byte| push(out, format_args!("{byte:02x}")));
+                values
+                    .value(row)
+                    .iter()
+                    .for_each(|byte| push(out, format_args!("{byte:02x}")));
             })
         }
         DataType::Date32 => {
@@ -92,7 +100,14 @@ pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind, zone: Option<Zone>) -
             always(move |row, out| {
                 let value = values.value(row);
                 let (months, days, micros) = (value.months, value.days, value.nanoseconds / 1000);
-                interval(Interval { months, days, micros }, out);
+                interval(
+                    Interval {
+                        months,
+                        days,
+                        micros,
+                    },
+                    out,
+                );
             })
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => text(array, kind),
@@ -141,12 +156,21 @@ fn text<'a>(array: &'a ArrayRef, kind: &Kind) -> Write<'a> {
 }
 
 /// As `double_to_shortest_decimal`: without an exponent where that is from -4 to below `most`.
-fn float(shortest: &(impl std::fmt::Display + std::fmt::LowerExp), value: f64, most: i32, out: &mut BytesMut) {
+fn float(
+    shortest: &(impl std::fmt::Display + std::fmt::LowerExp),
+    value: f64,
+    most: i32,
+    out: &mut BytesMut,
+) {
     if value.is_nan() {
         return out.put_slice(b"NaN");
     }
     if value.is_infinite() {
-        return out.put_slice(if value > 0.0 { b"Infinity" } else { b"-Infinity" });
+        return out.put_slice(if value > 0.0 {
+            b"Infinity"
+        } else {
+            b"-Infinity"
+        });
     }
     let text = format!("{shortest:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -155,25 +179,39 @@ fn float(shortest: &(impl std::fmt::Display + std::fmt::LowerExp), value: f64, m
         push(out, format_args!("{shortest}"));
     } else {
         let sign = if exponent < 0 { '-' } else { '+' };
-        push(out, format_args!("{digits}e{sign}{:02}", exponent.unsigned_abs()));
+        push(
+            out,
+            format_args!("{digits}e{sign}{:02}", exponent.unsigned_abs()),
+        );
     }
 }
 
 /// Answers what comes at the end: years before 1 are counted back.
 fn date(days: i64, out: &mut BytesMut) -> &'static str {
     let (year, month, day) = time::civil(days);
-    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
+    let (year, era) = if year > 0 {
+        (year, "")
+    } else {
+        (1 - year, " BC")
+    };
     push(out, format_args!("{year:04}-{month:02}-{day:02}"));
     era
 }
 
 fn timestamp(micros: i64, zoned: bool, zone: Option<Zone>, out: &mut BytesMut) {
     let seconds = micros.div_euclid(MICROS);
-    let offset = zone.filter(|_| zoned).map_or(0, |zone| offset_seconds(seconds, zone));
+    let offset = zone
+        .filter(|_| zoned)
+        .map_or(0, |zone| offset_seconds(seconds, zone));
     let local = seconds + i64::from(offset);
     let era = date(local.div_euclid(SECONDS_PER_DAY), out);
     out.put_u8(b' ');
-    time::clock(local.rem_euclid(SECONDS_PER_DAY), micros.rem_euclid(MICROS), MICROS, out);
+    time::clock(
+        local.rem_euclid(SECONDS_PER_DAY),
+        micros.rem_euclid(MICROS),
+        MICROS,
+        out,
+    );
     if zoned {
         let sign = if offset < 0 { '-' } else { '+' };
         let seconds = offset.unsigned_abs();
@@ -192,16 +230,26 @@ fn timestamp(micros: i64, zoned: bool, zone: Option<Zone>, out: &mut BytesMut) {
 fn offset_seconds(seconds: i64, zone: Zone) -> i32 {
     // Beyond the years that the zone's rules are made for there are none.
     let time = DateTime::<Utc>::from_timestamp(seconds, 0).unwrap_or_default();
-    zone.offset_from_utc_datetime(&time.naive_utc()).fix().local_minus_utc()
+    zone.offset_from_utc_datetime(&time.naive_utc())
+        .fix()
+        .local_minus_utc()
 }
 
 /// As `EncodeInterval`: a part after a negative one says that it is not.
 fn interval(value: Interval, out: &mut BytesMut) {
     let (mut is_first, mut after_negative) = (true, false);
-    for (amount, unit) in [(value.months / 12, "year"), (value.months % 12, "mon"), (value.days, "day")] {
+    for (amount, unit) in [
+        (value.months / 12, "year"),
+        (value.months % 12, "mon"),
+        (value.days, "day"),
+    ] {
         if amount != 0 {
             let space = if is_first { "" } else { " " };
-            let plus = if after_negative && amount > 0 { "+" } else { "" };
+            let plus = if after_negative && amount > 0 {
+                "+"
+            } else {
+                ""
+            };
             let plural = if amount == 1 { "" } else { "s" };
             push(out, format_args!("{space}{plus}{amount} {unit}{plural}"));
             (is_first, after_negative) = (false, amount < 0);
@@ -233,7 +281,11 @@ fn list<'a>(array: &'a ArrayRef, kind: &Kind, zone: Option<Zone>) -> Result<Writ
     let nulls = items.logical_nulls();
     Ok(Box::new(move |row, out| {
         let offsets = lists.value_offsets();
-        let at = |place: usize| offsets.get(place).map_or(0, |offset| usize::try_from(*offset).unwrap_or(0));
+        let at = |place: usize| {
+            offsets
+                .get(place)
+                .map_or(0, |offset| usize::try_from(*offset).unwrap_or(0))
+        };
         out.put_u8(b'{');
         for item in at(row)..at(row + 1) {
             if item > at(row) {

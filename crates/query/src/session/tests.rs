@@ -336,10 +336,7 @@ async fn several_statements_run_in_order() {
     let statements = session
         .statements("select 1 as a; ; set time zone = 'UTC'; select 2 as b;")
         .unwrap();
-    let results = session
-        .run_all(&statements)
-        .await
-        .unwrap();
+    let results = session.run_all(&statements).await.unwrap();
     assert_eq!(results.len(), 2);
     assert_eq!(
         csv(

@@ -55,7 +55,11 @@ impl Identity {
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        let pid = self.pid.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let pid = self
+            .pid
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         pid.into_iter().for_each(|pid| self.shared.forget(pid));
     }
 }
@@ -123,7 +127,9 @@ impl Connection {
     /// The value of a setting, for `SHOW`.
     pub(super) fn show(&self, name: &str) -> PgWireResult<String> {
         if name == "alluvium.lsn" {
-            return Ok(locked(&self.seen).map(|lsn| lsn.to_string()).unwrap_or_default());
+            return Ok(locked(&self.seen)
+                .map(|lsn| lsn.to_string())
+                .unwrap_or_default());
         }
         self.settings().get(name)
     }
@@ -178,17 +184,34 @@ const KNOWN: &[(&str, &str)] = &[
 ];
 
 /// What nobody sets.
-const FIXED: &[&str] = &["in_hot_standby", "integer_datetimes", "max_identifier_length", "server_encoding", "server_version", "server_version_num"];
+const FIXED: &[&str] = &[
+    "in_hot_standby",
+    "integer_datetimes",
+    "max_identifier_length",
+    "server_encoding",
+    "server_version",
+    "server_version_num",
+];
 
 impl Settings {
     fn of(shared: &Shared) -> Self {
-        let mut values: BTreeMap<String, String> =
-            KNOWN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut values: BTreeMap<String, String> = KNOWN
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         let timeout = shared.queries.timeout();
         if let Some(timeout) = timeout {
-            values.insert("statement_timeout".to_owned(), format!("{}ms", timeout.as_millis()));
+            values.insert(
+                "statement_timeout".to_owned(),
+                format!("{}ms", timeout.as_millis()),
+            );
         }
-        Self { first: values.clone(), values, zone: None, timeout }
+        Self {
+            first: values.clone(),
+            values,
+            zone: None,
+            timeout,
+        }
     }
 
     fn begin(&mut self) {
@@ -212,13 +235,21 @@ impl Settings {
             return Err(unknown(name));
         }
         if FIXED.contains(&name) {
-            return Err(error::said("55P02", format!("parameter \"{name}\" cannot be changed")));
+            return Err(error::said(
+                "55P02",
+                format!("parameter \"{name}\" cannot be changed"),
+            ));
         }
         let Some(value) = value.or_else(|| self.first.get(name).cloned()) else {
             self.values.remove(name);
             return Ok(());
         };
-        let wrong = || error::said("22023", format!("invalid value for parameter \"{name}\": \"{value}\""));
+        let wrong = || {
+            error::said(
+                "22023",
+                format!("invalid value for parameter \"{name}\": \"{value}\""),
+            )
+        };
         let mut held = value.clone();
         match name {
             "timezone" => (self.zone, held) = zone(&value).ok_or_else(wrong)?,
@@ -226,7 +257,12 @@ impl Settings {
                 let asked = milliseconds(&value).ok_or_else(wrong)?;
                 self.timeout = (asked > 0).then(|| Duration::from_millis(asked));
             }
-            "client_encoding" if !matches!(value.to_lowercase().replace('-', "").as_str(), "utf8" | "unicode") => {
+            "client_encoding"
+                if !matches!(
+                    value.to_lowercase().replace('-', "").as_str(),
+                    "utf8" | "unicode"
+                ) =>
+            {
                 return Err(error::said("22023", "this server speaks UTF8 alone"));
             }
             "client_encoding" => "UTF8".clone_into(&mut held),
@@ -253,27 +289,38 @@ impl Settings {
 }
 
 fn unknown(name: &str) -> pgwire::error::PgWireError {
-    error::said("42704", format!("unrecognized configuration parameter \"{name}\""))
+    error::said(
+        "42704",
+        format!("unrecognized configuration parameter \"{name}\""),
+    )
 }
 
 /// A time zone, none for UTC, and its name.
 fn zone(name: &str) -> Option<(Option<Zone>, String)> {
     match name.to_uppercase().as_str() {
-        "UTC" | "GMT" | "Z" | "UCT" | "ETC/UTC" | "DEFAULT" | "LOCAL" => Some((None, "UTC".to_owned())),
-        _ => Zone::from_str(name).ok().map(|zone| (Some(zone), name.to_owned())),
+        "UTC" | "GMT" | "Z" | "UCT" | "ETC/UTC" | "DEFAULT" | "LOCAL" => {
+            Some((None, "UTC".to_owned()))
+        }
+        _ => Zone::from_str(name)
+            .ok()
+            .map(|zone| (Some(zone), name.to_owned())),
     }
 }
 
 /// What a client that begins with these parameters is told of its zone.
 pub(super) fn zone_name(parameters: &HashMap<String, String>) -> String {
-    let asked = parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case("timezone"));
+    let asked = parameters
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("timezone"));
     let known = asked.and_then(|(_, name)| zone(name));
     known.map_or("UTC".to_owned(), |(_, name)| name)
 }
 
 /// `5000`, `5s`, `5min`.
 fn milliseconds(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim() {
         "" | "ms" => 1,

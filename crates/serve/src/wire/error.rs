@@ -25,7 +25,10 @@ fn sqlstate(code: &Code) -> &'static str {
 
 /// With the code of ours in its message, as everywhere.
 pub(super) fn of(error: &Error) -> PgWireError {
-    let mut info = plain(sqlstate(error.code()), format!("{} [{}]", error.message(), error.code().id));
+    let mut info = plain(
+        sqlstate(error.code()),
+        format!("{} [{}]", error.message(), error.code().id),
+    );
     info.detail = error.detail().map(str::to_owned);
     info.hint = Some(error.hint().to_owned());
     PgWireError::UserError(Box::new(info))

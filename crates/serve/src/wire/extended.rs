@@ -8,8 +8,12 @@ use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use futures::{Sink, SinkExt as _};
 use pgwire::api::portal::{Format, Portal, PortalExecutionState};
-use pgwire::api::query::{ExtendedQueryHandler, send_execution_response, send_partial_query_response};
-use pgwire::api::results::{DescribePortalResponse, DescribeStatementResponse, FieldFormat, FieldInfo, Response, Tag};
+use pgwire::api::query::{
+    ExtendedQueryHandler, send_execution_response, send_partial_query_response,
+};
+use pgwire::api::results::{
+    DescribePortalResponse, DescribeStatementResponse, FieldFormat, FieldInfo, Response, Tag,
+};
 use pgwire::api::stmt::{QueryParser, StoredStatement};
 use pgwire::api::store::{Entry, PortalStore};
 use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
@@ -42,7 +46,12 @@ pub(super) struct Parser(Arc<Connection>);
 impl QueryParser for Parser {
     type Statement = Prepared;
 
-    async fn parse_sql<C>(&self, _: &C, sql: &str, types: &[Option<Type>]) -> PgWireResult<Option<Prepared>>
+    async fn parse_sql<C>(
+        &self,
+        _: &C,
+        sql: &str,
+        types: &[Option<Type>],
+    ) -> PgWireResult<Option<Prepared>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
@@ -51,7 +60,10 @@ impl QueryParser for Parser {
             return Ok(None);
         };
         if !commands.is_empty() {
-            return Err(error::said("42601", "cannot insert multiple commands into a prepared statement"));
+            return Err(error::said(
+                "42601",
+                "cannot insert multiple commands into a prepared statement",
+            ));
         }
         let text: Arc<str> = sql.into();
         let (wanted, fields) = match &command {
@@ -67,18 +79,38 @@ impl QueryParser for Parser {
             Command::Fetch { cursor, .. } => (Vec::new(), self.0.fetched(cursor)?.to_vec()),
             _ => (Vec::new(), Vec::new()),
         };
-        let given = |nth: usize| types.get(nth).cloned().flatten().filter(|given| *given != Type::UNKNOWN);
+        let given = |nth: usize| {
+            types
+                .get(nth)
+                .cloned()
+                .flatten()
+                .filter(|given| *given != Type::UNKNOWN)
+        };
         let parameters = (0..wanted.len().max(types.len()))
-            .map(|nth| given(nth).unwrap_or_else(|| parameters::type_of(wanted.get(nth).and_then(Option::as_ref))))
+            .map(|nth| {
+                given(nth).unwrap_or_else(|| {
+                    parameters::type_of(wanted.get(nth).and_then(Option::as_ref))
+                })
+            })
             .collect();
-        Ok(Some(Prepared { text, command, wanted, parameters, fields }))
+        Ok(Some(Prepared {
+            text,
+            command,
+            wanted,
+            parameters,
+            fields,
+        }))
     }
 
     fn get_parameter_types(&self, statement: &Prepared) -> PgWireResult<Vec<Type>> {
         Ok(statement.parameters.clone())
     }
 
-    fn get_result_schema(&self, statement: &Prepared, _: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
+    fn get_result_schema(
+        &self,
+        statement: &Prepared,
+        _: Option<&Format>,
+    ) -> PgWireResult<Vec<FieldInfo>> {
         Ok(statement.fields.clone())
     }
 }
@@ -102,9 +134,15 @@ fn in_formats(fields: &[FieldInfo], format: &Format) -> Vec<FieldInfo> {
                 [all] => *all,
                 each => each.get(nth).copied().unwrap_or(FieldFormat::Text),
             };
-            FieldInfo::new(field.name().to_owned(), None, None, field.datatype().clone(), format)
-                .with_type_size(field.type_size())
-                .with_type_modifier(field.type_modifier())
+            FieldInfo::new(
+                field.name().to_owned(),
+                None,
+                None,
+                field.datatype().clone(),
+                format,
+            )
+            .with_type_size(field.type_size())
+            .with_type_modifier(field.type_modifier())
         })
         .collect()
 }
@@ -130,7 +168,11 @@ impl ExtendedQueryHandler for Talk {
         let portal = match client.portal_store().get_portal(name) {
             Some(Entry::Value(portal)) => portal,
             Some(Entry::Empty) => {
-                client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse)).await?;
+                client
+                    .feed(PgWireBackendMessage::EmptyQueryResponse(
+                        EmptyQueryResponse::new(),
+                    ))
+                    .await?;
                 client.set_state(PgWireConnectionState::ReadyForQuery);
                 return Ok(());
             }
@@ -148,7 +190,10 @@ impl ExtendedQueryHandler for Talk {
                 values: parameters::values(&portal, &prepared.parameters, &prepared.wanted)?,
                 formats: formats(&portal.result_column_format),
             };
-            let answer = self.0.perform(asked, prepared.command.clone(), &mut transaction).await?;
+            let answer = self
+                .0
+                .perform(asked, prepared.command.clone(), &mut transaction)
+                .await?;
             client.set_transaction_status(transaction);
             match answer {
                 Answer::Rows(rows) => *state = PortalExecutionState::Suspended(rows),
@@ -185,7 +230,10 @@ impl ExtendedQueryHandler for Talk {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let prepared = &target.statement;
-        Ok(DescribeStatementResponse::new(prepared.parameters.clone(), prepared.fields.clone()))
+        Ok(DescribeStatementResponse::new(
+            prepared.parameters.clone(),
+            prepared.fields.clone(),
+        ))
     }
 
     async fn do_describe_portal<C>(
@@ -200,7 +248,10 @@ impl ExtendedQueryHandler for Talk {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let fields = &target.statement.statement.fields;
-        Ok(DescribePortalResponse::new(in_formats(fields, &target.result_column_format)))
+        Ok(DescribePortalResponse::new(in_formats(
+            fields,
+            &target.result_column_format,
+        )))
     }
 
     async fn do_query<C>(&self, _: &mut C, _: &Portal<Prepared>, _: usize) -> PgWireResult<Response>
@@ -210,6 +261,9 @@ impl ExtendedQueryHandler for Talk {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        Err(error::said("XX000", "a query came another way than it is answered"))
+        Err(error::said(
+            "XX000",
+            "a query came another way than it is answered",
+        ))
     }
 }

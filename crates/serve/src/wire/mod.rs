@@ -90,7 +90,11 @@ impl Shared {
 }
 
 /// Accepts connections until the server ends, and with it they do.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut ended: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    mut ended: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -106,7 +110,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut ended:
                 }
             },
             Some(_) = connections.join_next() => {}
-            _ = ended.wait_for(|ended| *ended) => return,
+            () = async { drop(ended.wait_for(|ended| *ended).await) } => return,
         }
     }
 }
@@ -127,13 +131,18 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
         },
         () = gone => tracing::debug!("a PostgreSQL client went away"),
     }
-    shared.board.update(|status| status.pg.connections = status.pg.connections.saturating_sub(1));
+    shared
+        .board
+        .update(|status| status.pg.connections = status.pg.connections.saturating_sub(1));
 }
 
 /// Ends when the client has closed its end: while a query runs nobody reads from it.
 fn watch_client(stream: &TcpStream) -> impl Future<Output = ()> + Send + use<> {
     use std::os::fd::AsFd as _;
-    let twin = stream.as_fd().try_clone_to_owned().map(std::net::TcpStream::from);
+    let twin = stream
+        .as_fd()
+        .try_clone_to_owned()
+        .map(std::net::TcpStream::from);
     let twin = twin.and_then(TcpStream::from_std).ok();
     async move {
         let Some(twin) = twin else {

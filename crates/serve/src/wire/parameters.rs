@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, BooleanArray, Date32Array, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray, new_null_array};
+use arrow::array::{
+    ArrayRef, BinaryArray, BooleanArray, Date32Array, Float32Array, Float64Array, Int16Array,
+    Int32Array, Int64Array, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
+    new_null_array,
+};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, TimeUnit};
 use pgwire::api::Type;
@@ -78,13 +82,22 @@ fn data_type(pg: &Type) -> Option<DataType> {
 }
 
 fn wrong(pg: &Type, nth: usize, why: &dyn std::fmt::Display) -> PgWireError {
-    error::said("22P02", format!("parameter ${} is no value of type {}: {why}", nth + 1, pg.name()))
+    error::said(
+        "22P02",
+        format!(
+            "parameter ${} is no value of type {}: {why}",
+            nth + 1,
+            pg.name()
+        ),
+    )
 }
 
 fn text(bytes: &[u8], pg: &Type, target: &DataType, nth: usize) -> PgWireResult<ArrayRef> {
     let text = std::str::from_utf8(bytes).map_err(|error| wrong(pg, nth, &error))?;
     if *pg == Type::BYTEA {
-        let hex = text.strip_prefix("\\x").and_then(|digits| hex::decode(digits).ok());
+        let hex = text
+            .strip_prefix("\\x")
+            .and_then(|digits| hex::decode(digits).ok());
         let bytes = hex.ok_or_else(|| wrong(pg, nth, &"it has to begin with \\x"))?;
         return Ok(Arc::new(BinaryArray::from(vec![bytes.as_slice()])));
     }
@@ -98,10 +111,15 @@ fn text(bytes: &[u8], pg: &Type, target: &DataType, nth: usize) -> PgWireResult<
     }
     let target = match *pg {
         // As many digits as it has.
-        Type::NUMERIC => decimal_type(text).ok_or_else(|| wrong(pg, nth, &format!("\"{text}\"")))?,
+        Type::NUMERIC => {
+            decimal_type(text).ok_or_else(|| wrong(pg, nth, &format!("\"{text}\"")))?
+        }
         _ => target.clone(),
     };
-    let options = CastOptions { safe: false, ..CastOptions::default() };
+    let options = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
     let written: ArrayRef = Arc::new(StringArray::from(vec![text.trim()]));
     let written = match target {
         DataType::Utf8 => Arc::new(StringArray::from(vec![text])),
@@ -125,22 +143,40 @@ fn decimal_type(text: &str) -> Option<DataType> {
 
 fn binary(bytes: &[u8], pg: &Type, nth: usize) -> PgWireResult<ArrayRef> {
     fn fixed<const N: usize>(bytes: &[u8], pg: &Type, nth: usize) -> PgWireResult<[u8; N]> {
-        bytes.try_into().map_err(|_| wrong(pg, nth, &format!("{} bytes", bytes.len())))
+        bytes
+            .try_into()
+            .map_err(|_| wrong(pg, nth, &format!("{} bytes", bytes.len())))
     }
     Ok(match *pg {
         Type::BOOL => Arc::new(BooleanArray::from(vec![fixed::<1>(bytes, pg, nth)? != [0]])),
-        Type::INT2 => Arc::new(Int16Array::from(vec![i16::from_be_bytes(fixed(bytes, pg, nth)?)])),
-        Type::INT4 => Arc::new(Int32Array::from(vec![i32::from_be_bytes(fixed(bytes, pg, nth)?)])),
-        Type::INT8 => Arc::new(Int64Array::from(vec![i64::from_be_bytes(fixed(bytes, pg, nth)?)])),
-        Type::OID => Arc::new(Int64Array::from(vec![i64::from(u32::from_be_bytes(fixed(bytes, pg, nth)?))])),
-        Type::FLOAT4 => Arc::new(Float32Array::from(vec![f32::from_be_bytes(fixed(bytes, pg, nth)?)])),
-        Type::FLOAT8 => Arc::new(Float64Array::from(vec![f64::from_be_bytes(fixed(bytes, pg, nth)?)])),
+        Type::INT2 => Arc::new(Int16Array::from(vec![i16::from_be_bytes(fixed(
+            bytes, pg, nth,
+        )?)])),
+        Type::INT4 => Arc::new(Int32Array::from(vec![i32::from_be_bytes(fixed(
+            bytes, pg, nth,
+        )?)])),
+        Type::INT8 => Arc::new(Int64Array::from(vec![i64::from_be_bytes(fixed(
+            bytes, pg, nth,
+        )?)])),
+        Type::OID => Arc::new(Int64Array::from(vec![i64::from(u32::from_be_bytes(
+            fixed(bytes, pg, nth)?,
+        ))])),
+        Type::FLOAT4 => Arc::new(Float32Array::from(vec![f32::from_be_bytes(fixed(
+            bytes, pg, nth,
+        )?)])),
+        Type::FLOAT8 => Arc::new(Float64Array::from(vec![f64::from_be_bytes(fixed(
+            bytes, pg, nth,
+        )?)])),
         Type::BYTEA => Arc::new(BinaryArray::from(vec![bytes])),
         Type::DATE => {
             let days = i32::from_be_bytes(fixed(bytes, pg, nth)?).checked_add(EPOCH_DAYS);
-            Arc::new(Date32Array::from(vec![days.ok_or_else(|| wrong(pg, nth, &"too late"))?]))
+            Arc::new(Date32Array::from(vec![
+                days.ok_or_else(|| wrong(pg, nth, &"too late"))?,
+            ]))
         }
-        Type::TIME => Arc::new(Time64MicrosecondArray::from(vec![i64::from_be_bytes(fixed(bytes, pg, nth)?)])),
+        Type::TIME => Arc::new(Time64MicrosecondArray::from(vec![i64::from_be_bytes(
+            fixed(bytes, pg, nth)?,
+        )])),
         Type::TIMESTAMP | Type::TIMESTAMPTZ => {
             let micros = i64::from_be_bytes(fixed(bytes, pg, nth)?).checked_add(EPOCH_MICROS);
             let micros = micros.ok_or_else(|| wrong(pg, nth, &"too late"))?;
@@ -158,11 +194,19 @@ fn binary(bytes: &[u8], pg: &Type, nth: usize) -> PgWireResult<ArrayRef> {
             let rest = bytes.split_first().map_or(&[][..], |(_, rest)| rest);
             text(rest, &Type::TEXT, &DataType::Utf8, nth)?
         }
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN | Type::JSON | Type::XML => {
-            text(bytes, &Type::TEXT, &DataType::Utf8, nth)?
-        }
+        Type::TEXT
+        | Type::VARCHAR
+        | Type::BPCHAR
+        | Type::NAME
+        | Type::UNKNOWN
+        | Type::JSON
+        | Type::XML => text(bytes, &Type::TEXT, &DataType::Utf8, nth)?,
         _ => {
-            let message = format!("parameter ${} of type {} cannot be read in binary: send it as text", nth + 1, pg.name());
+            let message = format!(
+                "parameter ${} of type {} cannot be read in binary: send it as text",
+                nth + 1,
+                pg.name()
+            );
             return Err(error::said("0A000", message));
         }
     })

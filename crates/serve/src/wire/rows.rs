@@ -35,7 +35,8 @@ pub(super) struct Asked {
 /// Rows of a query that goes on as they are taken.
 pub(super) struct Cursor {
     pub(super) fields: Arc<Vec<FieldInfo>>,
-    pub(super) rows: Arc<tokio::sync::Mutex<futures::stream::BoxStream<'static, PgWireResult<DataRow>>>>,
+    pub(super) rows:
+        Arc<tokio::sync::Mutex<futures::stream::BoxStream<'static, PgWireResult<DataRow>>>>,
 }
 
 type Piece = Result<Vec<DataRow>>;
@@ -55,9 +56,15 @@ pub(super) fn fields(schema: &Schema, formats: &[FieldFormat]) -> Vec<FieldInfo>
     fields
         .map(|(nth, field)| {
             let kind = kind_of(field);
-            FieldInfo::new(field.name().clone(), None, None, kind.pg, format_of(formats, nth))
-                .with_type_size(kind.size)
-                .with_type_modifier(kind.modifier)
+            FieldInfo::new(
+                field.name().clone(),
+                None,
+                None,
+                kind.pg,
+                format_of(formats, nth),
+            )
+            .with_type_size(kind.size)
+            .with_type_modifier(kind.modifier)
         })
         .collect()
 }
@@ -140,7 +147,10 @@ impl Connection {
             Command::Declare { query, .. } | Command::Copy { query, .. } => query,
             _ => statement,
         };
-        let views = queries.views().of(session.silver_tables(&[&statement])).await;
+        let views = queries
+            .views()
+            .of(session.silver_tables(&[&statement]))
+            .await;
         self.note_position(views.values().map(|view| view.position).max());
         session.show(views)?;
         Ok((session, statement))
@@ -148,7 +158,12 @@ impl Connection {
 
     /// What a prepared statement needs and answers.
     pub(super) async fn describe(&self, text: &Arc<str>) -> PgWireResult<Described> {
-        let asked = Asked { text: Arc::clone(text), nth: 0, values: Vec::new(), formats: Vec::new() };
+        let asked = Asked {
+            text: Arc::clone(text),
+            nth: 0,
+            values: Vec::new(),
+            formats: Vec::new(),
+        };
         let described = async {
             let (session, statement) = self.open(&asked).await?;
             session.describe(&statement).await
@@ -159,7 +174,10 @@ impl Connection {
     /// What the statements of a text ask for.
     pub(super) fn parse(&self, text: &str) -> PgWireResult<Vec<Command>> {
         let statements = Statement::all_of(text).map_err(|error| error::of(&error))?;
-        let commands = statements.iter().map(Statement::command).collect::<Result<_>>();
+        let commands = statements
+            .iter()
+            .map(Statement::command)
+            .collect::<Result<_>>();
         commands.map_err(|error| error::of(&error))
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{Sink, SinkExt as _};
-use pgwire::api::query::{SimpleQueryHandler, send_execution_response, send_query_response, send_ready_for_query};
+use pgwire::api::query::{
+    SimpleQueryHandler, send_execution_response, send_query_response, send_ready_for_query,
+};
 use pgwire::api::results::{Response, Tag};
 use pgwire::api::store::PortalStore;
 use pgwire::api::{ClientInfo, ClientPortalStore, PgWireConnectionState};
@@ -31,11 +33,20 @@ impl SimpleQueryHandler for Talk {
         client.set_state(PgWireConnectionState::QueryInProgress);
         let commands = self.0.parse(&query.query)?;
         if commands.is_empty() {
-            client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse)).await?;
+            client
+                .feed(PgWireBackendMessage::EmptyQueryResponse(
+                    EmptyQueryResponse::new(),
+                ))
+                .await?;
         }
         let text: Arc<str> = query.query.into();
         for (nth, command) in commands.into_iter().enumerate() {
-            let asked = Asked { text: Arc::clone(&text), nth, values: Vec::new(), formats: Vec::new() };
+            let asked = Asked {
+                text: Arc::clone(&text),
+                nth,
+                values: Vec::new(),
+                formats: Vec::new(),
+            };
             let mut transaction = client.transaction_status();
             let answer = self.0.perform(asked, command, &mut transaction).await?;
             client.set_transaction_status(transaction);
@@ -56,7 +67,10 @@ impl SimpleQueryHandler for Talk {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        Err(error::said("XX000", "a query came another way than it is answered"))
+        Err(error::said(
+            "XX000",
+            "a query came another way than it is answered",
+        ))
     }
 }
 

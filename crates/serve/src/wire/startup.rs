@@ -11,8 +11,8 @@ use futures::Sink;
 use pgwire::api::auth::sasl::SASLAuthStartupHandler;
 use pgwire::api::auth::sasl::scram::{SCRAM_ITERATIONS, ScramAuth, gen_salted_password};
 use pgwire::api::auth::{
-    AuthSource, LoginInfo, Password, ServerParameterProvider, StartupHandler, finish_authentication,
-    protocol_negotiation, save_startup_parameters_to_metadata,
+    AuthSource, LoginInfo, Password, ServerParameterProvider, StartupHandler,
+    finish_authentication, protocol_negotiation, save_startup_parameters_to_metadata,
 };
 use pgwire::api::{ClientInfo, METADATA_DATABASE, PidSecretKeyGenerator};
 use pgwire::error::{PgWireError, PgWireResult};
@@ -41,7 +41,9 @@ impl Debug for Users {
 impl Users {
     /// None when nobody is named: then everybody is let in.
     pub(super) fn of(passwords: &BTreeMap<String, String>) -> Option<Self> {
-        let salted = passwords.iter().map(|(name, password)| (name.clone(), salted(password)));
+        let salted = passwords
+            .iter()
+            .map(|(name, password)| (name.clone(), salted(password)));
         let users: HashMap<String, Password> = salted.collect();
         (!users.is_empty()).then(|| Self(Arc::new(users)))
     }
@@ -86,11 +88,16 @@ pub(super) fn acceptor((cert, key): &(PathBuf, PathBuf)) -> Result<TlsAcceptor> 
     let certs = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
         .map_err(|error| failed("tls_cert", cert, &error))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed("tls_key", key, &error))?;
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| failed("tls_key", key, &error))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certs, private))
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(certs, private)
+        })
         .map_err(|error| failed("tls_cert", cert, &error))?;
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
@@ -142,7 +149,11 @@ pub(super) fn sasl(users: &Users, identity: &Arc<Identity>) -> Sasl {
 
 #[async_trait]
 impl StartupHandler for Connection {
-    async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
+    async fn on_startup<C>(
+        &self,
+        client: &mut C,
+        message: PgWireFrontendMessage,
+    ) -> PgWireResult<()>
     where
         C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::Error: Debug,
@@ -153,7 +164,10 @@ impl StartupHandler for Connection {
                 return Err(error::fatal("53300", "sorry, too many clients already"));
             }
             if startup.parameters.contains_key("replication") {
-                return Err(error::fatal("0A000", "this server has no replication: it is a lake, not a database"));
+                return Err(error::fatal(
+                    "0A000",
+                    "this server has no replication: it is a lake, not a database",
+                ));
             }
         }
         if let Some(sasl) = &self.sasl {
@@ -166,7 +180,10 @@ impl StartupHandler for Connection {
             finish_authentication(client, &Told).await?;
         }
         self.adopt_parameters(client.metadata());
-        tracing::trace!(database = client.metadata().get(METADATA_DATABASE), "a PostgreSQL client");
+        tracing::trace!(
+            database = client.metadata().get(METADATA_DATABASE),
+            "a PostgreSQL client"
+        );
         Ok(())
     }
 }

@@ -66,10 +66,16 @@ impl Connection {
             Command::Show(name) => Answer::Rows(self.shown(&name)?),
             Command::Declare { cursor, .. } => {
                 if *transaction == TransactionStatus::Idle {
-                    return Err(error::said("25P01", "DECLARE CURSOR can only be used in transaction blocks"));
+                    return Err(error::said(
+                        "25P01",
+                        "DECLARE CURSOR can only be used in transaction blocks",
+                    ));
                 }
                 if self.cursors().contains_key(&cursor) {
-                    return Err(error::said("42P03", format!("cursor \"{cursor}\" already exists")));
+                    return Err(error::said(
+                        "42P03",
+                        format!("cursor \"{cursor}\" already exists"),
+                    ));
                 }
                 let rows = self.start(asked).await?;
                 self.cursors().insert(cursor, Cursor::of(rows));
@@ -78,7 +84,11 @@ impl Connection {
             Command::Fetch { cursor, rows } => Answer::Rows(self.fetch(&cursor, rows)?),
             Command::Close(cursor) => {
                 self.close(cursor.as_deref())?;
-                Answer::Done(if cursor.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" })
+                Answer::Done(if cursor.is_some() {
+                    "CLOSE CURSOR"
+                } else {
+                    "CLOSE CURSOR ALL"
+                })
             }
             Command::Copy { .. } => return Err(error::said("0A000", "COPY is not served yet")),
             Command::Discard => {
@@ -112,7 +122,9 @@ impl Connection {
         let fields = self.fetched(name)?;
         let cursors = self.cursors();
         let cursor = cursors.get(name).ok_or_else(|| no_cursor(name))?;
-        let most = rows.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(usize::MAX);
+        let most = rows
+            .and_then(|rows| usize::try_from(rows).ok())
+            .unwrap_or(usize::MAX);
         let source = Arc::clone(&cursor.rows);
         let taken = futures::stream::unfold(source, |source| async move {
             let row = source.lock().await.next().await?;
@@ -126,7 +138,10 @@ impl Connection {
     fn shown(&self, name: &str) -> PgWireResult<QueryResponse> {
         if name == "all" {
             let settings = self.settings();
-            let all: Vec<_> = settings.all().map(|(name, value)| vec![name.clone(), value.clone(), String::new()]).collect();
+            let all: Vec<_> = settings
+                .all()
+                .map(|(name, value)| vec![name.clone(), value.clone(), String::new()])
+                .collect();
             drop(settings);
             return Ok(texts("SHOW", &["name", "setting", "description"], all));
         }
@@ -137,7 +152,10 @@ impl Connection {
 
 impl Cursor {
     fn of(response: QueryResponse) -> Self {
-        Self { fields: response.row_schema(), rows: Arc::new(tokio::sync::Mutex::new(response.data_rows)) }
+        Self {
+            fields: response.row_schema(),
+            rows: Arc::new(tokio::sync::Mutex::new(response.data_rows)),
+        }
     }
 }
 
@@ -147,7 +165,11 @@ fn no_cursor(name: &str) -> pgwire::error::PgWireError {
 
 /// The columns that `SHOW` answers.
 pub(super) fn shown_fields(name: &str) -> Vec<FieldInfo> {
-    let names: &[&str] = if name == "all" { &["name", "setting", "description"] } else { &[name] };
+    let names: &[&str] = if name == "all" {
+        &["name", "setting", "description"]
+    } else {
+        &[name]
+    };
     names.iter().map(|name| text_field(name)).collect()
 }
 
