@@ -8,8 +8,8 @@ use alluvium_change::Result;
 use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParser, Statement as Parsed};
 use datafusion::sql::sqlparser::ast::{
-    CloseCursor, CopyLegacyOption, CopyOption, CopySource, CopyTarget, Declare, Expr,
-    FetchDirection, Ident, Query, Set, Statement as Sql, TransactionIsolationLevel,
+    CloseCursor, CopyLegacyCsvOption, CopyLegacyOption, CopyOption, CopySource, CopyTarget,
+    Declare, Expr, FetchDirection, Ident, Query, Set, Statement as Sql, TransactionIsolationLevel,
     TransactionMode, Value, ValueWithSpan,
 };
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -62,7 +62,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyForm {
     pub kind: CopyKind,
-    pub delimiter: char,
+    pub delimiter: u8,
     pub null: String,
     pub header: bool,
 }
@@ -303,35 +303,64 @@ fn copy(sql: &Sql) -> Result<Command> {
                 .ok_or_else(|| refused("COPY of nothing"))?
         }
     };
-    let mut form = CopyForm {
-        kind: CopyKind::Text,
-        delimiter: '\t',
-        null: "\\N".to_owned(),
-        header: false,
-    };
-    let named = options.iter().find_map(|option| match option {
-        CopyOption::Format(name) => Some(name.value.to_lowercase()),
-        _ => None,
-    });
-    let is_legacy = |wanted: fn(&CopyLegacyOption) -> bool| legacy_options.iter().any(wanted);
-    let named = named.unwrap_or_else(|| match () {
-        () if is_legacy(|option| matches!(option, CopyLegacyOption::Csv(_))) => "csv".to_owned(),
-        () if is_legacy(|option| matches!(option, CopyLegacyOption::Binary)) => "binary".to_owned(),
-        () => "text".to_owned(),
-    });
-    match named.as_str() {
-        "text" => {}
-        "csv" => (form.kind, form.delimiter, form.null) = (CopyKind::Csv, ',', String::new()),
-        "binary" => form.kind = CopyKind::Binary,
-        other => return Err(refused(&format!("COPY in the format {other}"))),
-    }
+    let form = copy_form(options, legacy_options)?;
+    Ok(Command::Copy { query: of, form })
+}
+
+fn copy_form(options: &[CopyOption], legacy: &[CopyLegacyOption]) -> Result<CopyForm> {
+    let mut kind = CopyKind::Text;
+    let (mut delimiter, mut null, mut header) = (None, None, false);
+    let other = |option: &dyn std::fmt::Display| Err(refused(&format!("COPY with {option}")));
     for option in options {
         match option {
-            CopyOption::Delimiter(delimiter) => form.delimiter = *delimiter,
-            CopyOption::Null(null) => form.null.clone_from(null),
-            CopyOption::Header(header) => form.header = *header,
-            _ => {}
+            CopyOption::Format(name) => {
+                kind = match name.value.to_lowercase().as_str() {
+                    "text" => CopyKind::Text,
+                    "csv" => CopyKind::Csv,
+                    "binary" => CopyKind::Binary,
+                    _ => return other(option),
+                }
+            }
+            CopyOption::Delimiter(char) => delimiter = Some(*char),
+            CopyOption::Null(text) => null = Some(text),
+            CopyOption::Header(wanted) => header = *wanted,
+            CopyOption::Quote('"') | CopyOption::Escape('"') => {}
+            CopyOption::Encoding(name) if name.to_lowercase().replace('-', "") == "utf8" => {}
+            _ => return other(option),
         }
     }
-    Ok(Command::Copy { query: of, form })
+    for option in legacy {
+        match option {
+            CopyLegacyOption::Binary => kind = CopyKind::Binary,
+            CopyLegacyOption::Delimiter(char) => delimiter = Some(*char),
+            CopyLegacyOption::Null(text) => null = Some(text),
+            CopyLegacyOption::Csv(more) => {
+                kind = CopyKind::Csv;
+                for option in more {
+                    match option {
+                        CopyLegacyCsvOption::Header => header = true,
+                        CopyLegacyCsvOption::Quote('"') | CopyLegacyCsvOption::Escape('"') => {}
+                        _ => return other(option),
+                    }
+                }
+            }
+            _ => return other(option),
+        }
+    }
+    let (usual_delimiter, usual_null) = match kind {
+        CopyKind::Csv => (',', ""),
+        _ => ('\t', "\\N"),
+    };
+    let delimiter = delimiter.unwrap_or(usual_delimiter);
+    let is_letter =
+        delimiter.is_ascii_alphanumeric() || matches!(delimiter, '\\' | '\n' | '\r' | '.' | '"');
+    match u8::try_from(delimiter) {
+        Ok(delimiter) if delimiter.is_ascii() && !is_letter => Ok(CopyForm {
+            kind,
+            delimiter,
+            null: null.map_or(usual_null, String::as_str).to_owned(),
+            header,
+        }),
+        _ => other(&format!("DELIMITER '{delimiter}'")),
+    }
 }

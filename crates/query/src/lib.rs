@@ -21,6 +21,7 @@ mod prune;
 mod session;
 mod table;
 pub mod tables;
+mod yielding;
 
 pub use catalog::decode_table_name;
 pub use command::{Command, CopyForm, CopyKind};

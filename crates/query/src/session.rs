@@ -34,6 +34,7 @@ use crate::command::parse_all;
 use crate::disjoint::DisjointLists;
 use crate::error::sql_error;
 use crate::history::HistoryFunction;
+use crate::yielding::YieldingJoins;
 
 /// What a session may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +136,7 @@ impl Engine {
             .with_config(config(settings))
             .with_runtime_env(runtime)
             .with_analyzer_rules(rules)
+            .with_physical_optimizer_rule(Arc::new(YieldingJoins))
             .build();
         Ok(Self(state))
     }

@@ -1,4 +1,4 @@
-//! Queries over HTTP: a few at a time, on threads of their own, their rows sent as they come.
+//! Queries: a few at a time, on threads of their own, their rows sent as they come.
 //!
 //! Invariant: memory is bounded by the settings and two pieces of an answer for each query. A query
 //! ends when its client goes away.
@@ -17,10 +17,13 @@ use alluvium_pipeline::status::HttpStatus;
 use alluvium_pipeline::views::Views;
 use alluvium_query::output::{Format, Options, Printer};
 use alluvium_query::{Engine, QueryResult, QuerySettings, Session};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use axum::body::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, TryFutureExt as _, stream};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 
 /// Rows are sent when they are so many bytes of JSON. What fails before that has a status of its own.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -31,7 +34,7 @@ const WAITING_PER_RUNNING: usize = 8;
 /// How long a query waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A piece of an answer, or why there is no more.
+/// A piece of an answer over HTTP, or why there is no more.
 type Piece = Result<Bytes>;
 
 /// Where queries run.
@@ -49,8 +52,21 @@ pub(crate) struct Queries {
     timeout: Option<Duration>,
 }
 
+/// When a query has to end though it is not done.
+pub(crate) struct Limits {
+    /// Of work; waiting for its client does not count.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) cancelled: Option<oneshot::Receiver<()>>,
+}
+
+/// A query that runs. It ends when this is dropped.
+pub(crate) struct Running<P> {
+    pub(crate) schema: SchemaRef,
+    pub(crate) pieces: mpsc::Receiver<Result<P>>,
+}
+
 /// A place among the queries that run.
-pub(crate) struct Turn {
+struct Turn {
     _held: [OwnedSemaphorePermit; 2],
 }
 
@@ -81,10 +97,6 @@ impl Queries {
         })
     }
 
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
     pub(crate) fn views(&self) -> &Views {
         &self.views
     }
@@ -102,7 +114,7 @@ impl Queries {
     ///
     /// # Errors
     /// `HTTP_BUSY`.
-    pub(crate) async fn turn(&self) -> Result<Turn> {
+    async fn turn(&self) -> Result<Turn> {
         let busy = || Error::new(&code::HTTP_BUSY, "too many queries wait already");
         let admitted = Arc::clone(&self.admitted)
             .try_acquire_owned()
@@ -118,37 +130,81 @@ impl Queries {
         })
     }
 
+    /// Runs the query that `opened` plans. Answers when its columns are known; what `encoder` makes of
+    /// each batch, where it was computed, waits to be taken. `cancelled` ends it.
+    ///
+    /// # Errors
+    /// `HTTP_BUSY`, `SQL_ENDED`; what the query fails with before its first rows.
+    pub(crate) async fn run<P, E>(
+        &self,
+        opened: impl Future<Output = Result<QueryResult>> + Send + 'static,
+        encoder: impl FnOnce(&SchemaRef) -> E + Send + 'static,
+        limits: Limits,
+    ) -> Result<Running<P>>
+    where
+        P: Send + 'static,
+        E: FnMut(&RecordBatch) -> Result<P> + Send + 'static,
+    {
+        let (told, telling) = oneshot::channel();
+        let (sender, mut pieces) = mpsc::channel(PIECES);
+        let (queries, out) = (self.clone(), sender.clone());
+        let work = async move {
+            let _turn = queries.turn().await?;
+            let mut result = opened.await?;
+            let mut encode = encoder(&result.schema);
+            let _ = told.send(Arc::clone(&result.schema));
+            while let Some(batch) = result.batches.next().await {
+                if out.send(Ok(encode(&batch?)?)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let mut working = JoinSet::new();
+        working.spawn_on(work, &self.runtime);
+        // Not on the threads of queries: those may be busy with what is to be ended.
+        tokio::spawn(async move {
+            if let Err(error) = watch(&mut working, &sender, limits).await {
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        match telling.await {
+            Ok(schema) => Ok(Running { schema, pieces }),
+            Err(_) => Err(match pieces.recv().await {
+                Some(Err(error)) => error,
+                _ => Error::bug("a query ended without an answer"),
+            }),
+        }
+    }
+
     /// Runs `sql`. Answers when the first rows are there: they and the rest as one JSON array.
     ///
     /// # Errors
-    /// `HTTP_BUSY`; what the query fails with before its first rows.
+    /// As [`Queries::run`].
     pub(crate) async fn answer(
         &self,
         sql: String,
     ) -> Result<impl Stream<Item = Piece> + Send + use<>> {
-        let turn = self.turn().await?;
-        let (sender, mut receiver) = mpsc::channel(PIECES);
         let queries = self.clone();
+        let opened = async move {
+            let session = queries.open()?;
+            let statements = session.statements(&sql)?;
+            let named = session.silver_tables(&statements.iter().collect::<Vec<_>>());
+            session.show(queries.views.of(named).await)?;
+            session.answer(&statements).await
+        };
+        let limits = Limits {
+            timeout: self.timeout,
+            cancelled: None,
+        };
+        let running = self.run(opened, |_| |batch: &RecordBatch| Ok(batch.clone()), limits);
+        let running = running.await?;
+        let (sender, mut receiver) = mpsc::channel(PIECES);
         // A thread of its own, because rows are written as text between two waits for more.
         self.runtime.spawn_blocking(move || {
-            let _held_until_the_end = turn;
-            queries.runtime.block_on(async {
-                let work = async {
-                    let session = queries.open()?;
-                    let statements = session.statements(&sql)?;
-                    let named = session.silver_tables(&statements.iter().collect::<Vec<_>>());
-                    session.show(queries.views.of(named).await)?;
-                    send_rows(session.answer(&statements).await?, &sender).await
-                };
-                let outcome = tokio::select! {
-                    outcome = work => outcome,
-                    // Nobody listens any more.
-                    () = sender.closed() => Ok(()),
-                };
-                if let Err(error) = outcome {
-                    let _ = sender.send(Err(error)).await;
-                }
-            });
+            if let Err(error) = send_rows(running, &sender) {
+                let _ = sender.blocking_send(Err(error));
+            }
         });
         let first = receiver
             .recv()
@@ -168,6 +224,54 @@ impl Queries {
         status.running_queries = running as u64;
         status.waiting_queries = admitted.saturating_sub(running) as u64;
         status.queries = self.taken_up.load(Ordering::Relaxed);
+    }
+}
+
+/// Until the query is done, or must not go on.
+async fn watch<P>(
+    working: &mut JoinSet<Result<()>>,
+    sender: &mpsc::Sender<Result<P>>,
+    limits: Limits,
+) -> Result<()> {
+    let ended = |why: &str| Err(Error::new(&code::SQL_ENDED, why));
+    let cancelled = async {
+        match limits.cancelled {
+            // Nobody who could is no reason.
+            Some(cancelled) => drop(
+                cancelled
+                    .or_else(|_| std::future::pending::<Result<()>>())
+                    .await,
+            ),
+            None => std::future::pending().await,
+        }
+    };
+    let late = async {
+        match limits.timeout {
+            Some(timeout) => worked_for(timeout, sender).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Some(done) = working.join_next() => done.unwrap_or_else(|error| {
+            Err(Error::bug("a query broke off").with_detail(error.to_string()))
+        }),
+        () = cancelled => ended("canceling statement due to user request"),
+        () = late => ended("canceling statement due to statement timeout"),
+        // Nobody takes its rows any more.
+        () = sender.closed() => Ok(()),
+    }
+}
+
+/// Until a query worked for so long: while it waits for its client the clock stands.
+async fn worked_for<P>(most: Duration, sender: &mpsc::Sender<P>) {
+    const TICK: Duration = Duration::from_millis(50);
+    let mut left = most;
+    while !left.is_zero() {
+        let tick = left.min(TICK);
+        tokio::time::sleep(tick).await;
+        if sender.capacity() > 0 {
+            left -= tick;
+        }
     }
 }
 
@@ -196,21 +300,20 @@ impl Write for Collected {
     }
 }
 
-/// The rows of an answer, as JSON.
-async fn send_rows(mut result: QueryResult, pieces: &mpsc::Sender<Piece>) -> Result<()> {
+/// The rows of an answer, as JSON. Nobody listening is no error.
+fn send_rows(mut running: Running<RecordBatch>, pieces: &mpsc::Sender<Piece>) -> Result<()> {
     let text = Collected::default();
     let mut out = text.clone();
     let options = Options::new(Format::Json);
-    let mut printer = Printer::new(&result.schema, &options, &mut out);
-    while let Some(batch) = result.batches.next().await {
+    let mut printer = Printer::new(&running.schema, &options, &mut out);
+    while let Some(batch) = running.pieces.blocking_recv() {
         printer.write(&batch?)?;
-        if text.len() >= PIECE_BYTES && pieces.send(Ok(text.take())).await.is_err() {
+        if text.len() >= PIECE_BYTES && pieces.blocking_send(Ok(text.take())).is_err() {
             return Ok(());
         }
     }
     printer.finish()?;
-    // Nobody listening is no error.
-    let _ = pieces.send(Ok(text.take())).await;
+    let _ = pieces.blocking_send(Ok(text.take()));
     Ok(())
 }
 

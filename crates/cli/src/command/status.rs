@@ -108,6 +108,9 @@ impl Shown {
             if let Some(address) = &pipeline.http.address {
                 writeln!(f, "serving     http://{address}")?;
             }
+            if let Some(address) = &pipeline.pg.address {
+                writeln!(f, "serving     postgres://{address}/lake")?;
+            }
         }
         Ok(())
     }

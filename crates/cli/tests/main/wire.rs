@@ -1,6 +1,7 @@
 //! The lake by PostgreSQL's protocol: what a client reads is what it would read at the source.
 
 use alluvium_testkit::{Alluvium, PgCluster};
+use futures::TryStreamExt as _;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
@@ -81,12 +82,18 @@ async fn binaries(client: &Client, query: &str) -> Vec<Vec<(Type, Raw)>> {
         .collect()
 }
 
+async fn copied(client: &Client, query: &str) -> Vec<u8> {
+    let pieces = client.copy_out(query).await.unwrap();
+    let pieces: Vec<_> = pieces.try_collect().await.unwrap();
+    pieces.concat()
+}
+
 const TYPES: &str = "CREATE TABLE t (id int PRIMARY KEY, b bool, i2 smallint, i8 bigint, f4 real, f8 double precision,
         n numeric(20,6), n0 numeric(9), t text, by bytea, d date, ts timestamp, tz timestamptz, ia int[], ta text[],
         na numeric(8,2)[], aa int[][]);
      INSERT INTO t VALUES
         (1, true, -32768, 9223372036854775807, 1.5, -0.1, 12345.678901, 42, 'a ''b'' \"c\"', '\\x00ff10', '2024-02-29',
-         '2024-02-29 23:59:59.999999', '2024-02-29 23:59:59.5+05:30', '{1,NULL,-3}', '{a,NULL,\"NULL\",\"\",\"b c\",\"q\"\"q\",\"x,y\",\"{}\"}',
+         '2024-02-29 23:59:59.999999', '2024-02-29 23:59:59.5+05:30', '{1,NULL,-3}', '{a,NULL,\"NULL\",\"\",\"b c\",\"q\\\"q\",\"x,y\",\"{}\"}',
          '{1.50,NULL,-0.01}', '{{1,2},{3,NULL}}'),
         (2, false, 0, -1, 'NaN', 'Infinity', 0, 0, '', '\\x', '0044-03-15 BC', '4712-01-01 00:00:00 BC', '0001-01-01 00:00:00+00', '{}', '{}', '{}', '{}'),
         (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
@@ -122,6 +129,22 @@ fn a_client_reads_the_bytes_it_would_read_at_the_source() {
                 assert_eq!(found, expected, "{zone}");
             }
             assert_eq!(found.len(), 6);
+        }
+        for form in [
+            "",
+            "WITH (FORMAT csv, HEADER, NULL 'none')",
+            "CSV",
+            "(FORMAT binary)",
+        ] {
+            let query = format!("COPY (SELECT * FROM t ORDER BY id) TO STDOUT {form}");
+            let (expected, found) = (copied(&source, &query).await, copied(&lake, &query).await);
+            let text = String::from_utf8_lossy;
+            assert!(
+                found == expected,
+                "{form}: {} instead of {}",
+                text(&found),
+                text(&expected)
+            );
         }
         let query = "SELECT * FROM t ORDER BY id";
         let (expected, found) = (binaries(&source, query).await, binaries(&lake, query).await);

@@ -301,10 +301,33 @@ fn zone(name: &str) -> Option<(Option<Zone>, String)> {
         "UTC" | "GMT" | "Z" | "UCT" | "ETC/UTC" | "DEFAULT" | "LOCAL" => {
             Some((None, "UTC".to_owned()))
         }
-        _ => Zone::from_str(name)
-            .ok()
-            .map(|zone| (Some(zone), name.to_owned())),
+        _ => {
+            let found = Zone::from_str(&iso_offset(name)?).ok()?;
+            Some((Some(found), name.to_owned()))
+        }
     }
+}
+
+/// An offset as ISO 8601 has it, east of Greenwich; other names as they are. As PostgreSQL reads them: hours
+/// (`5.5`) count to the east, offsets (`+05:30`) as in POSIX to the west.
+fn iso_offset(name: &str) -> Option<String> {
+    if let Ok(hours) = name.trim().parse::<f64>() {
+        if !hours.is_finite() || hours.abs() > 15.0 {
+            return None;
+        }
+        let sign = if hours < 0.0 { '-' } else { '+' };
+        let minutes = (hours.abs() * 60.0).round();
+        return Some(format!(
+            "{sign}{:02}:{:02}",
+            (minutes / 60.0).floor(),
+            minutes % 60.0
+        ));
+    }
+    Some(match name.split_at_checked(1) {
+        Some(("+", offset)) => format!("-{offset}"),
+        Some(("-", offset)) => format!("+{offset}"),
+        _ => name.to_owned(),
+    })
 }
 
 /// What a client that begins with these parameters is told of its zone.

@@ -26,7 +26,7 @@ use super::connection::Connection;
 use super::rows::{Asked, fields};
 use super::simple::Talk;
 use super::statement::{Answer, shown_fields};
-use super::{error, parameters};
+use super::{copy, error, parameters};
 
 /// A statement that was prepared.
 #[derive(Clone)]
@@ -71,12 +71,13 @@ impl QueryParser for Parser {
                 let described = self.0.describe(&text).await?;
                 (described.parameters, fields(&described.schema, &[]))
             }
-            Command::Declare { query, .. } | Command::Copy { query, .. } => {
-                let _ = query;
-                (Vec::new(), Vec::new())
+            Command::Declare { .. } | Command::Copy { .. } => {
+                (self.0.describe(&text).await?.parameters, Vec::new())
             }
             Command::Show(name) => (Vec::new(), shown_fields(name)),
-            Command::Fetch { cursor, .. } => (Vec::new(), self.0.fetched(cursor)?.to_vec()),
+            Command::Fetch { cursor, .. } => {
+                (Vec::new(), fields(&self.0.cursor(cursor)?.schema, &[]))
+            }
             _ => (Vec::new(), Vec::new()),
         };
         let given = |nth: usize| {
@@ -197,6 +198,12 @@ impl ExtendedQueryHandler for Talk {
             client.set_transaction_status(transaction);
             match answer {
                 Answer::Rows(rows) => *state = PortalExecutionState::Suspended(rows),
+                Answer::Copy(copied) => {
+                    *state = PortalExecutionState::Finished;
+                    copy::send(client, copied).await?;
+                    client.set_state(PgWireConnectionState::ReadyForQuery);
+                    return Ok(());
+                }
                 Answer::Done(tag) => {
                     *state = PortalExecutionState::Finished;
                     send_execution_response(client, Tag::new(tag)).await?;

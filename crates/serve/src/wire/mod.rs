@@ -8,6 +8,7 @@
 //! what a client leaves behind (queries, cursors, its place among the connections) ends with it.
 
 mod connection;
+mod copy;
 mod error;
 mod extended;
 mod parameters;

@@ -4,22 +4,20 @@
 
 use std::sync::Arc;
 
-use alluvium_change::{Error, Result, code};
-use alluvium_query::pg::{Format, RowFormat, kind_of};
+use alluvium_change::{Error, Result};
+use alluvium_query::pg::{Format, RowFormat, Zone, kind_of};
 use alluvium_query::{Command, Described, Session, Statement};
-use arrow::array::ArrayRef;
-use arrow::datatypes::Schema;
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{Schema, SchemaRef};
 use futures::{Stream, StreamExt as _, stream};
 use pgwire::api::results::{FieldFormat, FieldInfo, QueryResponse};
 use pgwire::error::PgWireResult;
 use pgwire::messages::data::DataRow;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::connection::Connection;
 use super::error;
-
-/// Batches of rows that may wait for the client.
-const PIECES: usize = 1;
+use crate::query::{Limits, Running};
 
 /// A statement to run.
 pub(super) struct Asked {
@@ -33,13 +31,77 @@ pub(super) struct Asked {
 }
 
 /// Rows of a query that goes on as they are taken.
+#[derive(Clone)]
 pub(super) struct Cursor {
-    pub(super) fields: Arc<Vec<FieldInfo>>,
-    pub(super) rows:
-        Arc<tokio::sync::Mutex<futures::stream::BoxStream<'static, PgWireResult<DataRow>>>>,
+    pub(super) schema: SchemaRef,
+    rows: Arc<Mutex<Waiting>>,
 }
 
-type Piece = Result<Vec<DataRow>>;
+/// What a cursor has not given yet.
+struct Waiting {
+    begun: Option<RecordBatch>,
+    batches: mpsc::Receiver<Result<RecordBatch>>,
+}
+
+impl Waiting {
+    /// At least one row, unless there is none any more.
+    async fn take(&mut self, most: usize) -> Option<Result<RecordBatch>> {
+        let batch = match self.begun.take() {
+            Some(batch) => batch,
+            None => match self.batches.recv().await? {
+                Ok(batch) => batch,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let taken = batch.num_rows().min(most);
+        let left = batch.num_rows() - taken;
+        self.begun = (left > 0).then(|| batch.slice(taken, left));
+        Some(Ok(batch.slice(0, taken)))
+    }
+}
+
+impl Cursor {
+    /// The next rows, so many at most.
+    pub(super) fn fetch(
+        &self,
+        most: usize,
+        formats: &[FieldFormat],
+        zone: Option<Zone>,
+    ) -> QueryResponse {
+        let encode = encoder(&self.schema, formats, zone);
+        let begin = (Arc::clone(&self.rows), most, encode);
+        let pieces = stream::unfold(begin, |(rows, most, mut encode)| async move {
+            if most == 0 {
+                return None;
+            }
+            let taken = rows.lock().await.take(most).await?;
+            let left = most - taken.as_ref().map_or(most, RecordBatch::num_rows);
+            let piece = taken.and_then(|batch| encode(&batch));
+            Some((piece, (rows, left, encode)))
+        });
+        let fields = Arc::new(fields(&self.schema, formats));
+        QueryResponse::new(fields, row_by_row(pieces))
+    }
+}
+
+/// Makes rows of batches.
+fn encoder(
+    schema: &SchemaRef,
+    formats: &[FieldFormat],
+    zone: Option<Zone>,
+) -> impl FnMut(&RecordBatch) -> Result<Vec<DataRow>> + Send + use<> {
+    let form = |nth| match format_of(formats, nth) {
+        FieldFormat::Text => Format::Text,
+        FieldFormat::Binary => Format::Binary,
+    };
+    let format = RowFormat::new(schema, form, zone);
+    let columns = i16::try_from(schema.fields().len()).unwrap_or(i16::MAX);
+    move |batch| {
+        let mut rows = Vec::with_capacity(batch.num_rows());
+        format.rows(batch, |row| rows.push(DataRow::new(row, columns)))?;
+        Ok(rows)
+    }
+}
 
 /// The format of the column of a number.
 fn format_of(formats: &[FieldFormat], nth: usize) -> FieldFormat {
@@ -70,68 +132,54 @@ pub(super) fn fields(schema: &Schema, formats: &[FieldFormat]) -> Vec<FieldInfo>
 }
 
 impl Connection {
-    /// Starts a query. Answers when its columns are known.
+    /// Starts a query, whose rows are encoded as they come. Answers when its columns are known.
     pub(super) async fn start(self: &Arc<Self>, asked: Asked) -> PgWireResult<QueryResponse> {
-        let (told, telling) = tokio::sync::oneshot::channel();
-        let (sender, receiver) = mpsc::channel::<Piece>(PIECES);
-        let cancelled = self.identity.cancel.arm();
-        let (zone, timeout) = {
-            let settings = self.settings();
-            (settings.zone, settings.timeout)
+        let zone = self.settings().zone;
+        let formats = asked.formats.clone();
+        let encoder = move |schema: &SchemaRef| encoder(schema, &formats, zone);
+        let formats = asked.formats.clone();
+        let running = self.run(asked, encoder).await?;
+        let fields = fields(&running.schema, &formats);
+        let pieces = stream::unfold(running.pieces, |mut pieces| async move {
+            pieces.recv().await.map(|piece| (piece, pieces))
+        });
+        Ok(QueryResponse::new(Arc::new(fields), row_by_row(pieces)))
+    }
+
+    /// Starts a query whose rows are encoded when they are asked for.
+    pub(super) async fn declare(self: &Arc<Self>, asked: Asked) -> PgWireResult<Cursor> {
+        let encoder = |_: &SchemaRef| |batch: &RecordBatch| Ok(batch.clone());
+        let running = self.run(asked, encoder).await?;
+        let rows = Waiting {
+            begun: None,
+            batches: running.pieces,
+        };
+        Ok(Cursor {
+            schema: running.schema,
+            rows: Arc::new(Mutex::new(rows)),
+        })
+    }
+
+    async fn run<P, E>(
+        self: &Arc<Self>,
+        asked: Asked,
+        encoder: impl FnOnce(&SchemaRef) -> E + Send + 'static,
+    ) -> PgWireResult<Running<P>>
+    where
+        P: Send + 'static,
+        E: FnMut(&RecordBatch) -> Result<P> + Send + 'static,
+    {
+        let limits = Limits {
+            timeout: self.settings().timeout,
+            cancelled: Some(self.identity.cancel.arm()),
         };
         let connection = Arc::clone(self);
-        let queries = self.shared.queries.clone();
-        queries.runtime().spawn(async move {
-            let mut told = Some(told);
-            let work = async {
-                let _turn = connection.shared.queries.turn().await?;
-                let (session, statement) = connection.open(&asked).await?;
-                let mut result = session.run_with(&statement, &asked.values).await?;
-                let formats = &asked.formats;
-                let format = RowFormat::new(&result.schema, |nth| match format_of(formats, nth) {
-                    FieldFormat::Text => Format::Text,
-                    FieldFormat::Binary => Format::Binary,
-                }, zone);
-                if let Some(told) = told.take() {
-                    let _ = told.send(Ok(fields(&result.schema, formats)));
-                }
-                let columns = i16::try_from(result.schema.fields().len()).unwrap_or(i16::MAX);
-                while let Some(batch) = result.batches.next().await {
-                    let batch = batch?;
-                    let mut rows = Vec::with_capacity(batch.num_rows());
-                    format.rows(&batch, |row| rows.push(DataRow::new(row, columns)))?;
-                    if sender.send(Ok(rows)).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(())
-            };
-            let ended = |why: &str, hint: &str| Err(Error::new(&code::SQL_ENDED, why).with_hint(hint));
-            let late = async {
-                match timeout {
-                    Some(timeout) => tokio::time::sleep(timeout).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let outcome = tokio::select! {
-                outcome = work => outcome,
-                Ok(()) = cancelled => ended("canceling statement due to user request", "run it again"),
-                () = late => ended("canceling statement due to statement timeout", "SET statement_timeout = 0, or to more"),
-                // Nobody takes the rows any more.
-                () = sender.closed() => Ok(()),
-            };
-            if let Err(error) = outcome {
-                match told {
-                    Some(told) => drop(told.send(Err(error))),
-                    None => drop(sender.send(Err(error)).await),
-                }
-            }
-        });
-        let fields = telling
-            .await
-            .unwrap_or_else(|_| Err(Error::bug("a query ended without an answer")))
-            .map_err(|error| error::of(&error))?;
-        Ok(QueryResponse::new(Arc::new(fields), taken(receiver)))
+        let opened = async move {
+            let (session, statement) = connection.open(&asked).await?;
+            session.run_with(&statement, &asked.values).await
+        };
+        let running = self.shared.queries.run(opened, encoder, limits).await;
+        running.map_err(|error| error::of(&error))
     }
 
     /// A session in which the statement sees the lake as it is now.
@@ -182,10 +230,9 @@ impl Connection {
     }
 }
 
-fn taken(receiver: mpsc::Receiver<Piece>) -> impl Stream<Item = PgWireResult<DataRow>> + Send {
-    let pieces = stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (piece, receiver))
-    });
+fn row_by_row(
+    pieces: impl Stream<Item = Result<Vec<DataRow>>> + Send,
+) -> impl Stream<Item = PgWireResult<DataRow>> + Send {
     pieces.flat_map(|piece| {
         stream::iter(match piece {
             Ok(rows) => rows.into_iter().map(Ok).collect(),

@@ -17,9 +17,9 @@ use pgwire::messages::response::EmptyQueryResponse;
 use pgwire::messages::simplequery::Query;
 
 use super::connection::Connection;
-use super::error;
 use super::rows::Asked;
 use super::statement::Answer;
+use super::{copy, error};
 
 #[async_trait]
 impl SimpleQueryHandler for Talk {
@@ -51,6 +51,7 @@ impl SimpleQueryHandler for Talk {
             let answer = self.0.perform(asked, command, &mut transaction).await?;
             client.set_transaction_status(transaction);
             match answer {
+                Answer::Copy(copied) => copy::send(client, copied).await?,
                 Answer::Rows(rows) => send_query_response(client, rows, true).await?,
                 Answer::Done(tag) => send_execution_response(client, Tag::new(tag)).await?,
             }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use alluvium_query::Command;
-use futures::StreamExt as _;
+use alluvium_query::{Command, CopyKind};
 use pgwire::api::Type;
 use pgwire::api::results::{FieldFormat, FieldInfo, QueryResponse};
 use pgwire::error::PgWireResult;
@@ -11,12 +10,14 @@ use pgwire::messages::data::DataRow;
 use pgwire::messages::response::TransactionStatus;
 
 use super::connection::Connection;
+use super::copy::Copied;
 use super::error;
 use super::rows::{Asked, Cursor};
 
 /// What a statement answers.
 pub(super) enum Answer {
     Rows(QueryResponse),
+    Copy(Copied),
     Done(&'static str),
 }
 
@@ -24,7 +25,7 @@ impl Connection {
     /// Carries out a statement in a transaction of this state, which it may change.
     pub(super) async fn perform(
         self: &Arc<Self>,
-        asked: Asked,
+        mut asked: Asked,
         command: Command,
         transaction: &mut TransactionStatus,
     ) -> PgWireResult<Answer> {
@@ -77,11 +78,13 @@ impl Connection {
                         format!("cursor \"{cursor}\" already exists"),
                     ));
                 }
-                let rows = self.start(asked).await?;
-                self.cursors().insert(cursor, Cursor::of(rows));
+                let rows = self.declare(asked).await?;
+                self.cursors().insert(cursor, rows);
                 Answer::Done("DECLARE CURSOR")
             }
-            Command::Fetch { cursor, rows } => Answer::Rows(self.fetch(&cursor, rows)?),
+            Command::Fetch { cursor, rows } => {
+                Answer::Rows(self.fetch(&cursor, rows, &asked.formats)?)
+            }
             Command::Close(cursor) => {
                 self.close(cursor.as_deref())?;
                 Answer::Done(if cursor.is_some() {
@@ -90,7 +93,14 @@ impl Connection {
                     "CLOSE CURSOR ALL"
                 })
             }
-            Command::Copy { .. } => return Err(error::said("0A000", "COPY is not served yet")),
+            Command::Copy { form, .. } => {
+                asked.formats = vec![match form.kind {
+                    CopyKind::Binary => FieldFormat::Binary,
+                    CopyKind::Text | CopyKind::Csv => FieldFormat::Text,
+                }];
+                let rows = self.start(asked).await?;
+                Answer::Copy(Copied { rows, form })
+            }
             Command::Discard => {
                 self.cursors().clear();
                 self.settings().reset_all()?;
@@ -111,26 +121,22 @@ impl Connection {
         Ok(())
     }
 
-    /// The columns that `FETCH` answers.
-    pub(super) fn fetched(&self, cursor: &str) -> PgWireResult<Arc<Vec<FieldInfo>>> {
+    pub(super) fn cursor(&self, name: &str) -> PgWireResult<Cursor> {
         let cursors = self.cursors();
-        let found = cursors.get(cursor).ok_or_else(|| no_cursor(cursor))?;
-        Ok(Arc::clone(&found.fields))
+        cursors.get(name).cloned().ok_or_else(|| no_cursor(name))
     }
 
-    fn fetch(&self, name: &str, rows: Option<u64>) -> PgWireResult<QueryResponse> {
-        let fields = self.fetched(name)?;
-        let cursors = self.cursors();
-        let cursor = cursors.get(name).ok_or_else(|| no_cursor(name))?;
+    fn fetch(
+        &self,
+        name: &str,
+        rows: Option<u64>,
+        formats: &[FieldFormat],
+    ) -> PgWireResult<QueryResponse> {
         let most = rows
             .and_then(|rows| usize::try_from(rows).ok())
             .unwrap_or(usize::MAX);
-        let source = Arc::clone(&cursor.rows);
-        let taken = futures::stream::unfold(source, |source| async move {
-            let row = source.lock().await.next().await?;
-            Some((row, source))
-        });
-        let mut response = QueryResponse::new(fields, taken.take(most));
+        let zone = self.settings().zone;
+        let mut response = self.cursor(name)?.fetch(most, formats, zone);
         response.set_command_tag("FETCH");
         Ok(response)
     }
@@ -147,15 +153,6 @@ impl Connection {
         }
         let value = self.show(name)?;
         Ok(texts("SHOW", &[name], vec![vec![value]]))
-    }
-}
-
-impl Cursor {
-    fn of(response: QueryResponse) -> Self {
-        Self {
-            fields: response.row_schema(),
-            rows: Arc::new(tokio::sync::Mutex::new(response.data_rows)),
-        }
     }
 }
 
