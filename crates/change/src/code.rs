@@ -58,7 +58,7 @@ codes! {
     OUTPUT "AL-CLI-002" Manual "the output cannot be written",
         "check where standard output goes: disk space, rights, a closed pipe";
     SQL "AL-SQL-001" Manual "the query failed",
-        "list tables with: alluvium tables";
+        "see what tables and columns there are: alluvium tables, DESCRIBE <table>";
     SQL_SYNTAX "AL-SQL-002" Manual "the query is not SQL",
         "check the statement's syntax";
     SQL_TABLE "AL-SQL-003" Manual "the table does not exist",

@@ -134,12 +134,14 @@ metrics! {
     MEMORY_LIMIT "alluvium_memory_limit_bytes" Gauge "bytes" ["part"] "What that part may hold. Row indexes of tables without a key are not limited."
         => Samples::Part(|part| part.limit_bytes);
 
-    SQL_QUERIES "alluvium_sql_queries_total" Counter "" [] "Queries over HTTP that were taken up."
+    SQL_QUERIES "alluvium_sql_queries_total" Counter "" [] "Queries that were taken up, over HTTP and by PostgreSQL's protocol."
         => Samples::Pipeline(|s| whole(s.status.http.queries));
-    SQL_RUNNING "alluvium_sql_running_queries" Gauge "" [] "Queries over HTTP that run now; at most [serve] sql_concurrency."
+    SQL_RUNNING "alluvium_sql_running_queries" Gauge "" [] "Those that run now, cursors that are open among them; at most [serve] sql_concurrency."
         => Samples::Pipeline(|s| whole(s.status.http.running_queries));
-    SQL_WAITING "alluvium_sql_waiting_queries" Gauge "" [] "Queries over HTTP that wait for their turn."
+    SQL_WAITING "alluvium_sql_waiting_queries" Gauge "" [] "Those that wait for their turn."
         => Samples::Pipeline(|s| whole(s.status.http.waiting_queries));
+    SQL_CONNECTIONS "alluvium_sql_connections" Gauge "" [] "Clients connected by PostgreSQL's protocol; at most [serve.pg] max_connections."
+        => Samples::Pipeline(|s| whole(s.status.pg.connections));
 
     TABLE_PHASE "alluvium_table_phase" Gauge "" ["table", "phase"] "1 for the phase the table is in, 0 for the others."
         => Samples::Phase;

@@ -47,11 +47,11 @@ pub(crate) fn query_failure(error: &Error) -> Response {
 
 fn status_of(code: &Code) -> StatusCode {
     let is = |other: &Code| code.id == other.id;
-    if is(&code::SQL) || is(&code::USAGE) || is(&code::HTTP_REQUEST) {
-        StatusCode::BAD_REQUEST
-    } else if is(&code::MEMORY) {
+    if is(&code::MEMORY) || is(&code::SQL_ENDED) {
         // The query as it is will never fit.
         StatusCode::UNPROCESSABLE_ENTITY
+    } else if code.id.starts_with("AL-SQL-") || is(&code::USAGE) || is(&code::HTTP_REQUEST) {
+        StatusCode::BAD_REQUEST
     } else if is(&code::HTTP_BUSY) {
         StatusCode::SERVICE_UNAVAILABLE
     } else {
@@ -67,6 +67,8 @@ mod tests {
     fn the_status_tells_whose_fault_it_is() {
         for (code, status) in [
             (&code::SQL, 400),
+            (&code::SQL_TABLE, 400),
+            (&code::SQL_ENDED, 422),
             (&code::MEMORY, 422),
             (&code::HTTP_BUSY, 503),
             (&code::LAKE_CORRUPT, 500),

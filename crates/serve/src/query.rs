@@ -45,9 +45,10 @@ pub(crate) struct Queries {
     views: Views,
     engine: Engine,
     running: Arc<Semaphore>,
-    /// Running or waiting.
+    most_running: usize,
+    waiting: Arc<AtomicU64>,
+    /// Those of HTTP, running or waiting.
     admitted: Arc<Semaphore>,
-    most: [usize; 2],
     taken_up: Arc<AtomicU64>,
     timeout: Option<Duration>,
 }
@@ -56,6 +57,8 @@ pub(crate) struct Queries {
 pub(crate) struct Limits {
     /// Of work; waiting for its client does not count.
     pub(crate) timeout: Option<Duration>,
+    /// How long it waits for its turn.
+    pub(crate) patience: Option<Duration>,
     pub(crate) cancelled: Option<oneshot::Receiver<()>>,
 }
 
@@ -65,9 +68,20 @@ pub(crate) struct Running<P> {
     pub(crate) pieces: mpsc::Receiver<Result<P>>,
 }
 
-/// A place among the queries that run.
-struct Turn {
-    _held: [OwnedSemaphorePermit; 2],
+/// One of those that wait for their turn.
+struct Waits(Arc<AtomicU64>);
+
+impl Waits {
+    fn among(all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Queries {
@@ -91,7 +105,8 @@ impl Queries {
             engine,
             running: Arc::new(Semaphore::new(running)),
             admitted: Arc::new(Semaphore::new(admitted)),
-            most: [running, admitted],
+            most_running: running,
+            waiting: Arc::default(),
             taken_up: Arc::new(AtomicU64::new(0)),
             timeout: settings.timeout,
         })
@@ -110,24 +125,30 @@ impl Queries {
         self.engine.open(&self.lake)
     }
 
-    /// Waits until a query may run.
+    /// A place among those that run or wait over HTTP, whose clients nobody counts.
     ///
     /// # Errors
     /// `HTTP_BUSY`.
-    async fn turn(&self) -> Result<Turn> {
-        let busy = || Error::new(&code::HTTP_BUSY, "too many queries wait already");
-        let admitted = Arc::clone(&self.admitted)
-            .try_acquire_owned()
-            .map_err(|_| busy())?;
+    fn admit(&self) -> Result<OwnedSemaphorePermit> {
+        let admitted = Arc::clone(&self.admitted).try_acquire_owned();
+        admitted.map_err(|_| busy())
+    }
+
+    /// Waits until a query may run.
+    ///
+    /// # Errors
+    /// `HTTP_BUSY`: its patience is over.
+    async fn turn(&self, patience: Option<Duration>) -> Result<OwnedSemaphorePermit> {
+        let _waits = Waits::among(&self.waiting);
         let turn = Arc::clone(&self.running).acquire_owned();
-        let turn = match tokio::time::timeout(PATIENCE, turn).await {
-            Ok(Ok(turn)) => turn,
-            _ => return Err(busy()),
+        let turn = match patience {
+            Some(patience) => tokio::time::timeout(patience, turn)
+                .await
+                .map_err(|_| busy())?,
+            None => turn.await,
         };
         self.taken_up.fetch_add(1, Ordering::Relaxed);
-        Ok(Turn {
-            _held: [turn, admitted],
-        })
+        turn.map_err(|_| busy())
     }
 
     /// Runs the query that `opened` plans. Answers when its columns are known; what `encoder` makes of
@@ -149,7 +170,7 @@ impl Queries {
         let (sender, mut pieces) = mpsc::channel(PIECES);
         let (queries, out) = (self.clone(), sender.clone());
         let work = async move {
-            let _turn = queries.turn().await?;
+            let _turn = queries.turn(limits.patience).await?;
             let mut result = opened.await?;
             let mut encode = encoder(&result.schema);
             let _ = told.send(Arc::clone(&result.schema));
@@ -185,6 +206,7 @@ impl Queries {
         &self,
         sql: String,
     ) -> Result<impl Stream<Item = Piece> + Send + use<>> {
+        let admitted = self.admit()?;
         let queries = self.clone();
         let opened = async move {
             let session = queries.open()?;
@@ -195,6 +217,7 @@ impl Queries {
         };
         let limits = Limits {
             timeout: self.timeout,
+            patience: Some(PATIENCE),
             cancelled: None,
         };
         let running = self.run(opened, |_| |batch: &RecordBatch| Ok(batch.clone()), limits);
@@ -202,6 +225,7 @@ impl Queries {
         let (sender, mut receiver) = mpsc::channel(PIECES);
         // A thread of its own, because rows are written as text between two waits for more.
         self.runtime.spawn_blocking(move || {
+            let _until_the_end = admitted;
             if let Err(error) = send_rows(running, &sender) {
                 let _ = sender.blocking_send(Err(error));
             }
@@ -218,13 +242,17 @@ impl Queries {
 
     /// Counts for the status.
     pub(crate) fn note(&self, status: &mut HttpStatus) {
-        let [most_running, most_admitted] = self.most;
-        let running = most_running.saturating_sub(self.running.available_permits());
-        let admitted = most_admitted.saturating_sub(self.admitted.available_permits());
+        let running = self
+            .most_running
+            .saturating_sub(self.running.available_permits());
         status.running_queries = running as u64;
-        status.waiting_queries = admitted.saturating_sub(running) as u64;
+        status.waiting_queries = self.waiting.load(Ordering::Relaxed);
         status.queries = self.taken_up.load(Ordering::Relaxed);
     }
+}
+
+fn busy() -> Error {
+    Error::new(&code::HTTP_BUSY, "too many queries wait already")
 }
 
 /// Until the query is done, or must not go on.
@@ -352,10 +380,12 @@ mod tests {
         };
         let all = u32::try_from(1 + WAITING_PER_RUNNING).unwrap();
         let held = queries.admitted.try_acquire_many(all).unwrap();
-        assert_eq!(counts(), (0, u64::from(all), 0));
         let error = ask();
         assert!(error.is(&code::HTTP_BUSY), "{error}");
         drop(held);
+        let turn = queries.running.try_acquire().unwrap();
+        assert_eq!(counts(), (1, 0, 0));
+        drop(turn);
         let error = ask();
         assert!(error.is(&code::LAKE_IO), "{error}");
         // Its places are given back, by a thread that may need a moment.

@@ -47,15 +47,25 @@ impl Server {
         let serve_runtime = runtime("alluvium-serve", 1)?;
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let query_runtime = runtime("alluvium-sql", threads)?;
-        let queries = Queries::new(
+        let (end, ended) = watch::channel(false);
+        let (spawner, query_handle) = (
+            serve_runtime.handle().clone(),
             query_runtime.handle().clone(),
+        );
+        // Before anything can fail: a runtime that is merely dropped waits.
+        let mut server = Self {
+            board: board.clone(),
+            end,
+            serving: Vec::new(),
+            runtimes: [Some(serve_runtime), Some(query_runtime)],
+        };
+        let queries = Queries::new(
+            query_handle,
             (project.lake_path.clone(), views),
             &settings.sql,
             threads,
         )?;
-        let (end, ended) = watch::channel(false);
-        let mut serving = Vec::new();
-        let within = serve_runtime.enter();
+        let _within = spawner.enter();
         if let Some(http) = &settings.http {
             let (listener, address) = listen(http.listen).map_err(|error| {
                 cannot_listen(&code::HTTP_LISTEN, "HTTP", "http", http.listen, &error)
@@ -66,7 +76,9 @@ impl Server {
                 queries: queries.clone(),
             };
             let routes = routes::all(context, Guard::of(address));
-            serving.push(serve_runtime.spawn(serve_http(listener, routes, ended.clone())));
+            server
+                .serving
+                .push(spawner.spawn(serve_http(listener, routes, ended.clone())));
             board.update(|status| status.http.address = Some(address.to_string()));
             tracing::info!(address = %format!("http://{address}"), "serving /metrics, /healthz and /api/v1");
         }
@@ -75,17 +87,13 @@ impl Server {
                 cannot_listen(&code::WIRE_LISTEN, "PostgreSQL", "pg", pg.listen, &error)
             })?;
             let shared = Arc::new(wire::Shared::new(pg, queries, board.clone())?);
-            serving.push(serve_runtime.spawn(wire::serve(listener, shared, ended)));
+            server
+                .serving
+                .push(spawner.spawn(wire::serve(listener, shared, ended)));
             board.update(|status| status.pg.address = Some(address.to_string()));
             tracing::info!(address = %format!("postgres://{address}/lake"), "serving SQL by PostgreSQL's protocol");
         }
-        drop(within);
-        Ok(Some(Self {
-            board: board.clone(),
-            end,
-            serving,
-            runtimes: [Some(serve_runtime), Some(query_runtime)],
-        }))
+        Ok(Some(server))
     }
 
     /// Takes no more requests, and lets answers in hand go out for a moment.

@@ -147,7 +147,7 @@ fn check_labels(labels: &str) {
     }
 }
 
-fn scrape(address: SocketAddr) -> (BTreeSet<String>, Samples) {
+pub(crate) fn scrape(address: SocketAddr) -> (BTreeSet<String>, Samples) {
     let answer = get(address, "/metrics");
     assert_eq!(answer.status, 200);
     assert!(
@@ -472,14 +472,14 @@ fn what_cannot_be_answered_is_an_error_with_a_code() {
         assert_eq!(error.as_object().unwrap().len(), 4, "{error}");
     };
     let sql = |query: &str| post_sql(address, "text/plain", query);
-    failed(&sql("SELEC 1"), 400, "AL-SQL-001", "syntax");
+    failed(&sql("SELEC 1"), 400, "AL-SQL-002", "syntax");
     failed(
         &sql("SELECT * FROM tt"),
         400,
-        "AL-SQL-001",
+        "AL-SQL-003",
         "did you mean t?",
     );
-    failed(&sql("DELETE FROM t"), 400, "AL-SQL-001", "its source");
+    failed(&sql("DELETE FROM t"), 400, "AL-SQL-005", "its source");
     failed(&sql("SELECT 1; SELECT 2"), 400, "AL-SQL-001", "one by one");
     failed(
         &sql("SELECT CAST('x' AS int) + id FROM t"),

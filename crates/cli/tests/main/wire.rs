@@ -1,10 +1,12 @@
 //! The lake by PostgreSQL's protocol: what a client reads is what it would read at the source.
 
 use alluvium_testkit::{Alluvium, PgCluster};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::task::AbortHandle;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
+use crate::http::{address_of, scrape};
 use crate::setup::{Setup, terminate};
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
@@ -27,14 +29,14 @@ pub(crate) fn port_of(setup: &Setup, running: &Alluvium) -> u16 {
 }
 
 pub(crate) async fn connect(config: &str) -> Client {
-    let (client, connection) = config
-        .parse::<Config>()
-        .unwrap()
-        .connect(NoTls)
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    client
+    connect_for(config).await.0
+}
+
+/// A client, and what talks for it: it may be cut off.
+async fn connect_for(config: &str) -> (Client, AbortHandle) {
+    let config: Config = config.parse().unwrap();
+    let (client, connection) = config.connect(NoTls).await.unwrap();
+    (client, tokio::spawn(connection).abort_handle())
 }
 
 /// A value as it came.
@@ -306,4 +308,87 @@ fn who_has_no_password_stays_outside_and_what_runs_can_be_ended() {
     });
     assert!(!running.stderr().contains("s3cret"));
     terminate(running);
+}
+
+/// What a process holds open.
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn many_clients_come_and_go_and_leave_nothing() {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let create = "CREATE TABLE t (id int PRIMARY KEY, v text);
+        INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(1, 100000) g";
+    let more = "[serve.http]\nlisten = \"127.0.0.1:0\"\n[serve.pg]\nlisten = \"127.0.0.1:0\"\nmax_connections = 200\n";
+    let setup = Setup::on(pg, create, "\"public.*\"", more);
+    let running = setup.spawn_run();
+    let port = port_of(&setup, &running);
+    setup.wait(&running, "it is live", || {
+        setup.status("public.t")["phase"] == "live"
+    });
+    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let http = address_of(&setup, &running);
+    let connections = || scrape(http).1["alluvium_sql_connections"];
+    let runtime = runtime();
+    // Once without counting: what is made at the first query stays.
+    runtime.block_on(async {
+        connect(&here)
+            .await
+            .batch_execute("SELECT count(*) FROM t")
+            .await
+            .unwrap()
+    });
+    setup.wait(&running, "it left", || connections() == 0.0);
+    let before = open_files(running.pid());
+    runtime.block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..200 {
+            clients.push(connect_for(&here).await);
+        }
+        let busy =
+            clients
+                .iter()
+                .skip(100)
+                .enumerate()
+                .map(|(nth, (client, talking))| async move {
+                    if nth % 4 == 0 {
+                        // Leaves in the middle of its rows.
+                        let rows = client
+                            .query_raw("SELECT a.v FROM t a, t b", &[] as &[i32; 0])
+                            .await
+                            .unwrap();
+                        let mut rows = std::pin::pin!(rows.take(10));
+                        while let Some(row) = rows.next().await {
+                            assert_eq!(row.unwrap().len(), 1);
+                        }
+                        talking.abort();
+                        return;
+                    }
+                    let rows = client
+                        .query("SELECT id FROM t WHERE id <= $1", &[&nth_id(nth)])
+                        .await
+                        .unwrap();
+                    assert_eq!(rows.len(), nth);
+                });
+        let busy = futures::future::join_all(busy);
+        busy.await;
+        for (client, _) in clients.iter().take(100) {
+            assert_eq!(texts(client, "SELECT 1").await.len(), 1);
+        }
+    });
+    drop(runtime);
+    setup.wait(&running, "all left", || connections() == 0.0);
+    setup.wait(&running, "nothing runs", || {
+        scrape(http).1["alluvium_sql_running_queries"] == 0.0
+    });
+    let after = open_files(running.pid());
+    assert!(after <= before, "{before} open files became {after}");
+    terminate(running);
+}
+
+fn nth_id(nth: usize) -> i32 {
+    i32::try_from(nth).unwrap()
 }

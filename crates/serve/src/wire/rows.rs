@@ -171,6 +171,8 @@ impl Connection {
     {
         let limits = Limits {
             timeout: self.settings().timeout,
+            // Until the time is over: there are only so many connections.
+            patience: None,
             cancelled: Some(self.identity.cancel.arm()),
         };
         let connection = Arc::clone(self);

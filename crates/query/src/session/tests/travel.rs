@@ -140,17 +140,19 @@ async fn history_tells_of_commits_newest_first() {
     assert_eq!(csv(&session, sql).await, "at\n2023-11-14T22:13:20Z\n");
     let sql = "SELECT version FROM history('bronze.orders') LIMIT 1";
     assert_eq!(csv(&session, sql).await, "version\n0\n");
-    for (sql, hint) in [
-        ("SELECT * FROM history('ordrs')", "did you mean orders?"),
-        ("SELECT * FROM history()", "SELECT * FROM history('orders')"),
+    let usage = "SELECT * FROM history('orders')";
+    for (sql, code, hint) in [
         (
-            "SELECT * FROM history(1)",
-            "SELECT * FROM history('orders')",
+            "SELECT * FROM history('ordrs')",
+            &code::SQL_TABLE,
+            "did you mean orders?",
         ),
+        ("SELECT * FROM history()", &code::SQL, usage),
+        ("SELECT * FROM history(1)", &code::SQL, usage),
     ] {
         let error = session.sql(sql).await.unwrap_err();
         assert_eq!(
-            (error.is(&code::SQL), error.hint()),
+            (error.is(code), error.hint()),
             (true, hint),
             "{sql}: {error}"
         );
