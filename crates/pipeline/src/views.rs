@@ -21,6 +21,8 @@ const QUEUE: usize = 64;
 /// How long a query waits for views before it reads what is committed: a large transaction may be
 /// arriving, or an owner be busy.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a query of several tables: what they have committed is not of one position.
+const PATIENCE_FOR_SEVERAL: Duration = Duration::from_secs(10);
 /// How soon it asks again when a table is ahead of the stream.
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
 
@@ -56,7 +58,11 @@ impl Views {
         if lake_names.is_empty() {
             return BTreeMap::new();
         }
-        let asked = tokio::time::timeout(PATIENCE, self.at_one_position(lake_names)).await;
+        let patience = match lake_names.len() {
+            1 => PATIENCE,
+            _ => PATIENCE_FOR_SEVERAL,
+        };
+        let asked = tokio::time::timeout(patience, self.at_one_position(lake_names)).await;
         asked.ok().flatten().unwrap_or_default()
     }
 

@@ -1,5 +1,9 @@
 //! The lake by PostgreSQL's protocol: what a client reads is what it would read at the source.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use alluvium_testkit::{Alluvium, PgCluster};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::task::AbortHandle;
@@ -391,4 +395,76 @@ fn many_clients_come_and_go_and_leave_nothing() {
 
 fn nth_id(nth: usize) -> i32 {
     i32::try_from(nth).unwrap()
+}
+
+/// Moves money between the tables, a transaction each time, until told to end.
+async fn transfer(source: String, end: Arc<AtomicBool>, mut seed: i32) -> u64 {
+    let client = connect(&source).await;
+    let mut transfers = 0;
+    while !end.load(Ordering::Relaxed) {
+        seed = seed.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        let (from, to, amount) = (seed.rem_euclid(50), (seed / 64).rem_euclid(50), seed % 100);
+        let sql = format!(
+            "BEGIN; UPDATE checking SET balance = balance - {amount} WHERE id = {from};
+             UPDATE saving SET balance = balance + {amount} WHERE id = {to}; COMMIT"
+        );
+        // Two may want each other's rows: one of them is rolled back.
+        if client.batch_execute(&sql).await.is_ok() {
+            transfers += 1;
+        } else {
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
+    }
+    transfers
+}
+
+#[test]
+fn a_query_never_sees_half_of_a_transaction() {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let create = "CREATE TABLE checking (id int PRIMARY KEY, balance bigint NOT NULL);
+        CREATE TABLE saving (id int PRIMARY KEY, balance bigint NOT NULL);
+        INSERT INTO checking SELECT g, 1000 FROM generate_series(0, 49) g;
+        INSERT INTO saving SELECT g, 1000 FROM generate_series(0, 49) g";
+    let more = "[serve.pg]\nlisten = \"127.0.0.1:0\"\n";
+    let setup = Setup::on(pg, create, "\"public.*\"", more);
+    let running = setup.spawn_run();
+    let port = port_of(&setup, &running);
+    for table in ["public.checking", "public.saving"] {
+        setup.wait(&running, "it is live", || {
+            setup.status(table)["phase"] == "live"
+        });
+    }
+    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let source = setup.pg.url("postgres");
+    let end = Arc::new(AtomicBool::new(false));
+    let (transfers, states) = runtime().block_on(async {
+        let writers =
+            (0..2).map(|seed| tokio::spawn(transfer(source.clone(), Arc::clone(&end), seed)));
+        let writers: Vec<_> = writers.collect();
+        let readers = (0..4).map(|_| async {
+            let lake = connect(&here).await;
+            let query =
+                "SELECT (SELECT sum(balance) FROM checking), (SELECT sum(balance) FROM saving)";
+            let query = lake.prepare(query).await.unwrap();
+            let mut states = BTreeSet::new();
+            for _ in 0..2500 {
+                let row = lake.query_one(&query, &[]).await.unwrap();
+                let (checking, saving) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
+                assert_eq!(checking + saving, 100_000);
+                states.insert(checking);
+            }
+            states.len()
+        });
+        let states = futures::future::join_all(readers).await;
+        end.store(true, Ordering::Relaxed);
+        let writers = futures::future::join_all(writers).await;
+        let transfers: u64 = writers.into_iter().map(|writer| writer.unwrap()).sum();
+        (transfers, states)
+    });
+    // They were not all of one state.
+    assert!(
+        states.iter().all(|states| *states > 100),
+        "{states:?} of {transfers}"
+    );
+    terminate(running);
 }
