@@ -133,17 +133,25 @@ fn text<'a>(array: &'a ArrayRef, kind: &Kind) -> Write<'a> {
     let name = kind.pg.name().to_owned();
     let put: fn(&str, &mut BytesMut) -> Option<()> = match kind.pg {
         Type::NUMERIC => put_numeric,
-        Type::TIME => |text, out| Some(out.put_i64(time_of_day(text)?)),
-        Type::INTERVAL => |text, out| Some(put_interval(Interval::parse(text)?, out)),
+        Type::TIME => |text, out| time_of_day(text).map(|micros| out.put_i64(micros)),
+        Type::INTERVAL => |text, out| Interval::parse(text).map(|value| put_interval(value, out)),
         Type::INET => |text, out| put_address(text, false, out),
         Type::CIDR => |text, out| put_address(text, true, out),
-        Type::UUID => |text, out| Some(out.put_slice(uuid::Uuid::try_parse(text).ok()?.as_bytes())),
+        Type::UUID => |text, out| {
+            let uuid = uuid::Uuid::try_parse(text).ok()?;
+            out.put_slice(uuid.as_bytes());
+            Some(())
+        },
         Type::JSONB => |text, out| {
             const VERSION: u8 = 1;
             out.put_u8(VERSION);
-            Some(out.put_slice(text.as_bytes()))
+            out.put_slice(text.as_bytes());
+            Some(())
         },
-        _ => |text, out| Some(out.put_slice(text.as_bytes())),
+        _ => |text, out| {
+            out.put_slice(text.as_bytes());
+            Some(())
+        },
     };
     Box::new(move |row, out| {
         let text = value(row);

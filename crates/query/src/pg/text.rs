@@ -216,10 +216,10 @@ fn timestamp(micros: i64, zoned: bool, zone: Option<Zone>, out: &mut BytesMut) {
         let sign = if offset < 0 { '-' } else { '+' };
         let seconds = offset.unsigned_abs();
         push(out, format_args!("{sign}{:02}", seconds / 3600));
-        if seconds % 3600 != 0 {
+        if !seconds.is_multiple_of(3600) {
             push(out, format_args!(":{:02}", seconds / 60 % 60));
         }
-        if seconds % 60 != 0 {
+        if !seconds.is_multiple_of(60) {
             push(out, format_args!(":{:02}", seconds % 60));
         }
     }

@@ -136,7 +136,7 @@ fn decimal_type(text: &str) -> Option<DataType> {
     let precision = u8::try_from((whole.len() + fraction.len()).max(1)).ok()?;
     match precision {
         ..=38 => Some(DataType::Decimal128(precision, scale)),
-        ..=76 => Some(DataType::Decimal256(precision, scale)),
+        39..=76 => Some(DataType::Decimal256(precision, scale)),
         _ => None,
     }
 }
