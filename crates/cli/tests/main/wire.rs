@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use alluvium_testkit::{Alluvium, PgCluster};
 use futures::{StreamExt as _, TryStreamExt as _};
+use serde_json::Value;
 use tokio::task::AbortHandle;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
@@ -41,6 +42,27 @@ async fn connect_for(config: &str) -> (Client, AbortHandle) {
     let config: Config = config.parse().unwrap();
     let (client, connection) = config.connect(NoTls).await.unwrap();
     (client, tokio::spawn(connection).abort_handle())
+}
+
+const LISTEN: &str = "[serve.pg]\nlisten = \"127.0.0.1:0\"\n";
+
+/// A lake of live tables, a pipeline that serves it, and how to connect there.
+fn serving(create: &str, more: &str) -> (Setup, Alluvium, String) {
+    let pg = PgCluster::start(None, &[]).unwrap();
+    let setup = Setup::on(pg, create, "\"public.*\"", more);
+    let running = setup.spawn_run();
+    let port = port_of(&setup, &running);
+    setup.wait(&running, "all are live", || {
+        let status = setup.alluvium(&["status", "--output", "json"]).stdout;
+        let status: Value = serde_json::from_str(&status).unwrap_or_default();
+        let tables = status["tables"].as_array().cloned().unwrap_or_default();
+        !tables.is_empty() && tables.iter().all(|table| table["phase"] == "live")
+    });
+    (
+        setup,
+        running,
+        format!("host=127.0.0.1 port={port} user=me dbname=lake"),
+    )
 }
 
 /// A value as it came.
@@ -109,19 +131,7 @@ const TYPES: &str = "CREATE TABLE t (id int PRIMARY KEY, b bool, i2 smallint, i8
 
 #[test]
 fn a_client_reads_the_bytes_it_would_read_at_the_source() {
-    let pg = PgCluster::start(None, &[]).unwrap();
-    let setup = Setup::on(
-        pg,
-        TYPES,
-        "\"public.*\"",
-        "[serve.pg]\nlisten = \"127.0.0.1:0\"\n",
-    );
-    let running = setup.spawn_run();
-    let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || {
-        setup.status("public.t")["phase"] == "live"
-    });
-    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let (setup, running, here) = serving(TYPES, LISTEN);
     runtime().block_on(async {
         let source = connect(&setup.pg.url("postgres")).await;
         let lake = connect(&here).await;
@@ -164,21 +174,9 @@ fn a_client_reads_the_bytes_it_would_read_at_the_source() {
 
 #[test]
 fn statements_have_parameters_and_settings_and_cursors() {
-    let pg = PgCluster::start(None, &[]).unwrap();
     let create = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(10,2));
         INSERT INTO t SELECT g, 'v' || g, g / 4.0 FROM generate_series(1, 20000) g";
-    let setup = Setup::on(
-        pg,
-        create,
-        "\"public.*\"",
-        "[serve.pg]\nlisten = \"127.0.0.1:0\"\n",
-    );
-    let running = setup.spawn_run();
-    let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || {
-        setup.status("public.t")["phase"] == "live"
-    });
-    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let (_setup, running, here) = serving(create, LISTEN);
     runtime().block_on(async {
         let mut lake = connect(&here).await;
         let row = lake
@@ -257,19 +255,11 @@ fn statements_have_parameters_and_settings_and_cursors() {
 
 #[test]
 fn who_has_no_password_stays_outside_and_what_runs_can_be_ended() {
-    let pg = PgCluster::start(None, &[]).unwrap();
     let create =
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)";
-    let more = "[serve.pg]\nlisten = \"127.0.0.1:0\"\nmax_connections = 2\n[serve.pg.users]\nann = \"s3cret\"\n";
-    let setup = Setup::on(pg, create, "\"public.*\"", more);
-    let running = setup.spawn_run();
-    let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || {
-        setup.status("public.t")["phase"] == "live"
-    });
-    let here = |user: &str, password: &str| {
-        format!("host=127.0.0.1 port={port} user={user} password={password} dbname=lake")
-    };
+    let more = format!("{LISTEN}max_connections = 2\n[serve.pg.users]\nann = \"s3cret\"\n");
+    let (_setup, running, anybody) = serving(create, &more);
+    let here = |user: &str, password: &str| format!("{anybody} user={user} password={password}");
     runtime().block_on(async {
         for (user, password) in [("ann", "wrong"), ("bob", "s3cret")] {
             let refused = here(user, password)
@@ -323,17 +313,10 @@ fn open_files(pid: u32) -> usize {
 
 #[test]
 fn many_clients_come_and_go_and_leave_nothing() {
-    let pg = PgCluster::start(None, &[]).unwrap();
     let create = "CREATE TABLE t (id int PRIMARY KEY, v text);
         INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(1, 100000) g";
     let more = "[serve.http]\nlisten = \"127.0.0.1:0\"\n[serve.pg]\nlisten = \"127.0.0.1:0\"\nmax_connections = 200\n";
-    let setup = Setup::on(pg, create, "\"public.*\"", more);
-    let running = setup.spawn_run();
-    let port = port_of(&setup, &running);
-    setup.wait(&running, "it is live", || {
-        setup.status("public.t")["phase"] == "live"
-    });
-    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let (setup, running, here) = serving(create, more);
     let http = address_of(&setup, &running);
     let connections = || scrape(http).1["alluvium_sql_connections"];
     let runtime = runtime();
@@ -420,21 +403,11 @@ async fn transfer(source: String, end: Arc<AtomicBool>, mut seed: i32) -> u64 {
 
 #[test]
 fn a_query_never_sees_half_of_a_transaction() {
-    let pg = PgCluster::start(None, &[]).unwrap();
     let create = "CREATE TABLE checking (id int PRIMARY KEY, balance bigint NOT NULL);
         CREATE TABLE saving (id int PRIMARY KEY, balance bigint NOT NULL);
         INSERT INTO checking SELECT g, 1000 FROM generate_series(0, 49) g;
         INSERT INTO saving SELECT g, 1000 FROM generate_series(0, 49) g";
-    let more = "[serve.pg]\nlisten = \"127.0.0.1:0\"\n";
-    let setup = Setup::on(pg, create, "\"public.*\"", more);
-    let running = setup.spawn_run();
-    let port = port_of(&setup, &running);
-    for table in ["public.checking", "public.saving"] {
-        setup.wait(&running, "it is live", || {
-            setup.status(table)["phase"] == "live"
-        });
-    }
-    let here = format!("host=127.0.0.1 port={port} user=me dbname=lake");
+    let (setup, running, here) = serving(create, LISTEN);
     let source = setup.pg.url("postgres");
     let end = Arc::new(AtomicBool::new(false));
     let (transfers, states) = runtime().block_on(async {

@@ -11,9 +11,8 @@ use bytes::{BufMut as _, BytesMut};
 use postgres_types::Type;
 
 use super::number::{Interval, put_address, put_numeric, time_of_day};
-use super::text::strings;
+use super::text::{json, strings};
 use super::{Kind, Write, always, no_value};
-use crate::output::Cells;
 
 /// From 1970-01-01 to 2000-01-01, where PostgreSQL counts from.
 const EPOCH_DAYS: i32 = 10_957;
@@ -79,30 +78,12 @@ pub(super) fn writer<'a>(array: &'a ArrayRef, kind: &Kind) -> Result<Write<'a>> 
         }
         DataType::Interval(_) => {
             let values = array.as_primitive::<IntervalMonthDayNanoType>();
-            always(move |row, out| {
-                let value = values.value(row);
-                let (months, days, micros) = (value.months, value.days, value.nanoseconds / 1000);
-                put_interval(
-                    Interval {
-                        months,
-                        days,
-                        micros,
-                    },
-                    out,
-                );
-            })
+            always(move |row, out| put_interval(Interval::of(values.value(row)), out))
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => text(array, kind),
         DataType::List(_) => list(array, kind)?,
         DataType::Null => always(|_, _| ()),
-        _ => {
-            let cells = Cells::new(array.as_ref())?;
-            always(move |row, out| {
-                let mut text = String::new();
-                cells.push_json(row, &mut text);
-                out.put_slice(text.as_bytes());
-            })
-        }
+        _ => json(array)?,
     })
 }
 

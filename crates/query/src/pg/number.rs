@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use arrow::datatypes::IntervalMonthDayNano;
 use bytes::{BufMut as _, BytesMut};
 
 /// Months, days and microseconds, each with its own sign.
@@ -13,6 +14,14 @@ pub(super) struct Interval {
 }
 
 impl Interval {
+    pub(super) fn of(value: IntervalMonthDayNano) -> Self {
+        Self {
+            months: value.months,
+            days: value.days,
+            micros: value.nanoseconds / 1000,
+        }
+    }
+
     /// From ISO 8601 as PostgreSQL writes it: `P1Y-2M3DT4H5M-6.789S`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut interval = Self::default();

@@ -97,31 +97,23 @@ pub(super) fn writer<'a>(
         }
         DataType::Interval(_) => {
             let values = array.as_primitive::<IntervalMonthDayNanoType>();
-            always(move |row, out| {
-                let value = values.value(row);
-                let (months, days, micros) = (value.months, value.days, value.nanoseconds / 1000);
-                interval(
-                    Interval {
-                        months,
-                        days,
-                        micros,
-                    },
-                    out,
-                );
-            })
+            always(move |row, out| interval(Interval::of(values.value(row)), out))
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => text(array, kind),
         DataType::List(_) => list(array, kind, zone)?,
         DataType::Null => always(|_, _| ()),
-        _ => {
-            let cells = Cells::new(array.as_ref())?;
-            always(move |row, out| {
-                let mut text = String::new();
-                cells.push_json(row, &mut text);
-                out.put_slice(text.as_bytes());
-            })
-        }
+        _ => json(array)?,
     })
+}
+
+/// Values of a type that PostgreSQL does not have.
+pub(super) fn json(array: &ArrayRef) -> Result<Write<'_>> {
+    let cells = Cells::new(array.as_ref())?;
+    Ok(always(move |row, out| {
+        let mut text = String::new();
+        cells.push_json(row, &mut text);
+        out.put_slice(text.as_bytes());
+    }))
 }
 
 /// The texts of a column, by row.
